@@ -12,7 +12,7 @@ from expunge.run.fit import Plan, fit
 
 EARLY = (400, 800, 1200)
 """Steps whose weights are kept: what they draw teaches the judges what a broken picture is."""
-PLAN = Plan(steps=9000, lr=1e-3, warmup=200, decay_from=0.55, ema=0.999, keep=EARLY)
+PLAN = Plan(steps=10_500, lr=1e-3, warmup=200, decay_from=0.55, ema=0.999, keep=EARLY)
 BATCH = 32
 EMPTY_SHARE = 0.1
 MIN_SNR_GAMMA = 5.0
@@ -81,7 +81,8 @@ def train(
         blank = torch.rand(BATCH, generator=generator) < EMPTY_SHARE
         states = torch.where(blank[:, None, None], empty, text[index]).float().to(device)
         noisy = noisy.to(memory_format=torch.channels_last)
-        predicted = unet(noisy, timesteps, states).sample
+        with torch.autocast(device, dtype=torch.bfloat16):
+            predicted = unet(noisy, timesteps, states).sample.float()
         snr = alphas[timesteps] / (1 - alphas[timesteps])
         weight = snr.clamp(max=MIN_SNR_GAMMA) / snr
         return (weight * (predicted - noise).square().mean(dim=(1, 2, 3))).mean()

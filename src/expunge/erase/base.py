@@ -1,0 +1,387 @@
+"""What every eraser shares: records, trajectories, training, saving. Methods stay small."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import resource
+import shutil
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.adapter import Adapter, Factors, LowRank, original
+from expunge.backbone.base import Attention, Backbone, ConditioningAt, Sampling
+from expunge.backbone.load import as_backbone
+from expunge.closed_form import Targets, solve
+from expunge.concept import Concept
+from expunge.erasure import Erasure, Part, fingerprint
+from expunge.run.fit import Plan, fit, progress_bar
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method hands to the framework."""
+
+    parts: list[Part]
+    targets: Targets | None = None
+    losses: list[float] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eraser(ABC):
+    """A method with its hyperparameters, which default to its paper's.
+
+    Attributes:
+        seed: of everything random in the method.
+    """
+
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return type(self).__name__
+
+    def erase(
+        self, pipe: Any, concepts: Sequence[Concept], *, folder: Path | None = None
+    ) -> Erasure:
+        """Erase concepts from a model, whose weights stay untouched.
+
+        Args:
+            pipe: a diffusers pipeline or a backbone.
+            concepts: what goes, at least one.
+            folder: where a long method keeps checkpoints; the same call after a stop resumes.
+
+        Raises:
+            ValueError: no concept, or one that no prompt of its templates contains.
+            DivergedError: training produced a loss that is no finite number.
+        """
+        backbone = as_backbone(pipe)
+        _check_concepts(concepts)
+        start = time.monotonic()
+        if backbone.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        result = self._run(backbone, concepts, folder)
+        layers = {name for part in result.parts for name in part.factors}
+        record = {
+            "eraser": self.name,
+            "hyperparameters": asdict(self),
+            "model": backbone.name_or_path or backbone.name,
+            "architecture": backbone.architecture,
+            "prediction": backbone.prediction,
+            "model_hash": backbone.weight_hash(layers),
+            "dtype": str(backbone.dtype).removeprefix("torch."),
+            "versions": versions(),
+            "seconds": round(time.monotonic() - start, 3),
+            "peak_memory_bytes": _peak_memory(backbone.device),
+            "losses": result.losses,
+            **result.notes,
+        }
+        erasure = Erasure(result.parts, record, result.targets)
+        erasure.record["fingerprint"] = fingerprint(backbone, erasure)
+        return erasure
+
+    @abstractmethod
+    def _run(
+        self, backbone: Backbone, concepts: Sequence[Concept], folder: Path | None
+    ) -> Result: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedForm(Eraser):
+    """A method that states where embeddings should go, and solves for it."""
+
+    @abstractmethod
+    def targets(self, backbone: Backbone, concepts: Sequence[Concept]) -> Targets:
+        """Where which embeddings go, and which stay."""
+
+    def _run(self, backbone: Backbone, concepts: Sequence[Concept], folder: Path | None) -> Result:
+        targets = self.targets(backbone, concepts)
+        changes = solve(backbone.prompt_projections(), targets)
+        parts = [Part(concept, closed=changes[concept.name]) for concept in concepts]
+        return Result(parts, targets, notes={"condition_number": targets.condition_number})
+
+
+@dataclass(frozen=True)
+class Points:
+    """Noisy latents on sampling trajectories, and what the student shall predict there.
+
+    Attributes:
+        latents: (n, …).
+        levels: noise level of each, float64, (n,).
+        prompts: what the student is told at each.
+        targets: shaped like `latents`.
+    """
+
+    latents: Tensor
+    levels: Tensor
+    prompts: list[str]
+    targets: Tensor
+
+    def pick(self, index: Tensor) -> Points:
+        """Some of them."""
+        prompts = [self.prompts[i] for i in index.tolist()]
+        return Points(self.latents[index], self.levels[index], prompts, self.targets[index])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuner(Eraser):
+    """A method that trains low-rank adapters along sampling trajectories of the original.
+
+    Attributes:
+        steps: optimiser steps.
+        lr: AdamW's peak learning rate.
+        batch_size: points of the erased concept in a step; as many kept ones are added.
+        rank: of the adapter on each projection.
+        attention: which attention is trained: `cross`, `self` or `all`.
+        trajectories: sampling runs per concept that training points are taken from.
+        guidance_scale: of those runs.
+        preserve: weight of the loss that holds other prompts still; 0 for none.
+        synonyms: whether the concept's synonyms are trained on as well.
+    """
+
+    steps: int = 1000
+    lr: float = 1e-4
+    batch_size: int = 4
+    rank: int = 4
+    attention: Attention = "all"
+    trajectories: int = 32
+    guidance_scale: float = 3.0
+    preserve: float = 1.0
+    synonyms: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "rank", "trajectories"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.preserve < 0:
+            raise ValueError(f"preserve must not be negative, got {self.preserve}")
+
+    @abstractmethod
+    def points(self, backbone: Backbone, concept: Concept) -> Points:
+        """Where the student is trained to forget, and what it shall predict there.
+
+        Called once per concept with every adapter switched off.
+        """
+
+    def closed_form(self, backbone: Backbone, concepts: Sequence[Concept]) -> Targets | None:
+        """A closed form to start from, or None."""
+        return None
+
+    def keep_weight(self, levels: Tensor) -> Tensor:
+        """Weight of a kept point by noise level, (n,)."""
+        return torch.ones_like(levels)
+
+    def training_pairs(self, concept: Concept) -> list[tuple[str, str]]:
+        """One prompt per trajectory, each with its anchor, names taking turns."""
+        names = concept.names if self.synonyms else (concept.name,)
+        share = -(-self.trajectories // len(names))
+        each = [concept.pairs("train", share, name) for name in names]
+        turns = [pair for group in zip(*each, strict=True) for pair in group]
+        return turns[: self.trajectories]
+
+    def _sampling(self, backbone: Backbone) -> Sampling:
+        return replace(backbone.profile.sampling, guidance_scale=self.guidance_scale)
+
+    def walk(
+        self,
+        backbone: Backbone,
+        prompts: Sequence[str],
+        *,
+        then: Sequence[str] | None = None,
+        below: float = 0.0,
+        salt: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample with the original and keep every latent on the way.
+
+        Args:
+            backbone: the model.
+            prompts: one per trajectory.
+            then: what guides each below noise level `below`; None for the same prompt.
+            below: where to switch.
+            salt: makes the noise differ from that of other walks.
+
+        Returns:
+            Latents (n, …), noise levels (n,) and the trajectory each belongs to (n,).
+        """
+        sampling = self._sampling(backbone)
+        size = sampling.batch_size
+        latents, levels, owners = [], [], []
+        for start in range(0, len(prompts), size):
+            part = slice(start, min(start + size, len(prompts)))
+            first = backbone.encode_prompts(prompts[part])
+            second = backbone.encode_prompts(then[part]) if then is not None else first
+            guide: ConditioningAt = lambda u, a=first, b=second: a if u > below else b  # type: ignore[misc]  # noqa: E731
+            seeds = [(self.seed * 1000 + salt) * 100_000 + i for i in range(start, part.stop)]
+            noise = backbone.initial_noise(seeds, sampling)
+            for level, state in backbone.trajectory(guide, noise, sampling):
+                if level > 0:
+                    latents.append(state)
+                    levels.append(torch.full((len(state),), level, dtype=torch.float64))
+                    owners.append(torch.arange(start, part.stop))
+        return torch.cat(latents), torch.cat(levels), torch.cat(owners)
+
+    def predictions(
+        self, backbone: Backbone, latents: Tensor, levels: Tensor, prompts: Sequence[str]
+    ) -> Tensor:
+        """What the model predicts at many points, in batches, without a graph."""
+        size = 2 * backbone.profile.sampling.batch_size
+        found = []
+        with torch.no_grad():
+            for start in range(0, len(latents), size):
+                part = slice(start, start + size)
+                states = backbone.encode_prompts(prompts[part])
+                found.append(backbone.predict(latents[part], levels[part], states))
+        return torch.cat(found)
+
+    def kept_points(self, backbone: Backbone, concept: Concept) -> Points:
+        """Other prompts, where the student shall go on as before."""
+        prompts = [*concept.preserved("train", self.trajectories - 1), ""]
+        latents, levels, owner = self.walk(backbone, prompts, salt=1)
+        asked = [prompts[i] for i in owner.tolist()]
+        return Points(latents, levels, asked, self.predictions(backbone, latents, levels, asked))
+
+    def loss(self, backbone: Backbone, erased: Points, kept: Points | None) -> Tensor:
+        """Mean squared distance from the targets, erased and kept."""
+        both = [erased] if kept is None else [erased, kept]
+        prompts = [text for points in both for text in points.prompts]
+        predicted = backbone.predict(
+            torch.cat([points.latents for points in both]),
+            torch.cat([points.levels for points in both]),
+            backbone.encode_prompts(prompts),
+        )
+        wanted = torch.cat([points.targets for points in both])
+        error = (predicted - wanted).float().square().flatten(1).mean(1)
+        count = len(erased.prompts)
+        if kept is None:
+            return error.mean()
+        weight = self.keep_weight(kept.levels).to(error)
+        return error[:count].mean() + self.preserve * (weight * error[count:]).mean()
+
+    def _run(self, backbone: Backbone, concepts: Sequence[Concept], folder: Path | None) -> Result:
+        targets = self.closed_form(backbone, concepts)
+        closed = solve(backbone.prompt_projections(), targets) if targets else {}
+        with original(), progress_bar("sampling trajectories", len(concepts)) as advance:
+            points = []
+            for concept in concepts:
+                kept = self.kept_points(backbone, concept) if self.preserve else None
+                points.append((self.points(backbone, concept), kept))
+                advance(1, concept.name)
+        frozen = Adapter(backbone.denoiser, closed) if closed else None
+        layers = backbone.attention_projections(self.attention)
+        adapters = [
+            Adapter(
+                backbone.denoiser,
+                {concept.name: _fresh(layers, self.rank, self.seed + index)},
+                trainable=True,
+            )
+            for index, concept in enumerate(concepts)
+        ]
+        try:
+            losses = self._train(backbone, adapters, points, folder)
+        finally:
+            for adapter in (*adapters, *([frozen] if frozen else [])):
+                adapter.remove()
+        parts = [
+            Part(concept, closed.get(concept.name, {}), adapter.factors(concept.name))
+            for concept, adapter in zip(concepts, adapters, strict=True)
+        ]
+        return Result(parts, targets, losses)
+
+    def _train(
+        self,
+        backbone: Backbone,
+        adapters: Sequence[Adapter],
+        points: Sequence[tuple[Points, Points | None]],
+        folder: Path | None,
+    ) -> list[float]:
+        losses: list[float] = []
+
+        def loss(step: int, generator: torch.Generator) -> Tensor:
+            erased, kept = points[step % len(points)]
+            index = torch.randint(len(erased.prompts), (self.batch_size,), generator=generator)
+            others = None
+            if kept:
+                other = torch.randint(len(kept.prompts), (self.batch_size,), generator=generator)
+                others = kept.pick(other)
+            for number, adapter in enumerate(adapters):
+                # A batch of one concept moves only that concept's adapter.
+                adapter.module.requires_grad_(number == step % len(points))
+            return self.loss(backbone, erased.pick(index), others)
+
+        plan = Plan(
+            steps=self.steps, lr=self.lr, warmup=min(10, self.steps), weight_decay=0, save_every=50
+        )
+        model = nn.ModuleList(adapter.module for adapter in adapters)
+        checkpoints = folder / "checkpoints" if folder else None
+        frozen = [p for p in backbone.denoiser.parameters() if p.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            fit(
+                self.name,
+                model,
+                loss,
+                plan,
+                folder=checkpoints,
+                seed=self.seed,
+                log=lambda step, value: losses.append(round(value, 6)),
+            )
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+        if checkpoints:
+            shutil.rmtree(checkpoints)
+        return losses
+
+
+def _fresh(layers: dict[str, nn.Linear], rank: int, seed: int) -> Factors:
+    """Changes of zero that can learn: a random `down` and an empty `up`."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: LowRank(
+            torch.randn(rank, layer.in_features, generator=generator) / layer.in_features**0.5,
+            torch.zeros(layer.out_features, rank),
+        )
+        for name, layer in layers.items()
+    }
+
+
+def _check_concepts(concepts: Sequence[Concept]) -> None:
+    if not concepts:
+        raise ValueError("concepts must hold at least one concept, got none")
+    for concept in concepts:
+        if not concept.pairs("train", 1):
+            raise ValueError(
+                f"the templates of {concept.name!r} give no training prompt; give it templates "
+                "with more alternatives"
+            )
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes of the device, or of the process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("expunge", "torch", "diffusers", "transformers")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def hyperparameters(eraser: type[Eraser]) -> list[str]:
+    """Names of a method's hyperparameters."""
+    return [item.name for item in fields(eraser)]

@@ -1,0 +1,1 @@
+"""Figures of an audit with their uncertainty: rates, paired differences, distances."""

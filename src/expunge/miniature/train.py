@@ -1,0 +1,126 @@
+"""Make the miniature from nothing: text, autoencoder, denoiser, judges."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from expunge.backbone.base import PROFILE, Sampling
+from expunge.miniature import autoencoder, denoiser, text
+from expunge.miniature.data import Pictures, pictures
+from expunge.miniature.vocabulary import concepts
+from expunge.run.fit import Plan
+
+PICTURES = 30_000
+SAMPLING = Sampling(num_inference_steps=15, guidance_scale=4.0, batch_size=25)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plans:
+    """How long each stage trains."""
+
+    text: Plan = text.PLAN
+    autoencoder: Plan = autoencoder.PLAN
+    denoiser: Plan = denoiser.PLAN
+
+    def shortened(self, share: float) -> Plans:
+        """The same stages with a share of the steps."""
+        stages = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return Plans(
+            **{
+                name: dataclasses.replace(plan, steps=max(1, round(plan.steps * share)))
+                for name, plan in stages.items()
+            }
+        )
+
+
+def assemble(
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+) -> StableDiffusionPipeline:
+    """A Stable Diffusion pipeline of trained parts."""
+    scheduler = DPMSolverMultistepScheduler(**denoiser.SCHEDULE, steps_offset=1)
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def save(pipe: StableDiffusionPipeline, folder: Path, sampling: Sampling = SAMPLING) -> None:
+    """Write the pipeline in half precision, with its profile, so that it loads with no arguments."""
+    pipe.to(torch.float16).save_pretrained(folder)
+    # transformers would load the text encoder in half precision beside a float32 UNet.
+    config = folder / "text_encoder" / "config.json"
+    settings = json.loads(config.read_text()) | {"dtype": "float32"}
+    config.write_text(json.dumps(settings, indent=2) + "\n")
+    chosen = {k: v for k, v in dataclasses.asdict(sampling).items() if v is not None}
+    profile = {
+        "schema": "expunge.model/1",
+        "sampling": chosen,
+        "concepts": [concept.to_dict() for concept in concepts()],
+    }
+    (folder / PROFILE).write_text(json.dumps(profile, indent=1) + "\n")
+
+
+@torch.no_grad()
+def draw_early(
+    pipe: StableDiffusionPipeline, weights: list[Path], captions: list[str]
+) -> torch.Tensor:
+    """What early checkpoints of the denoiser draw, uint8, (n, 3, 64, 64)."""
+    drawn = []
+    final = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+    share = len(captions) // max(len(weights), 1)
+    for index, path in enumerate(weights):
+        pipe.unet.load_state_dict(load_file(path))
+        for start in range(index * share, (index + 1) * share, 50):
+            drawn.append(
+                pipe(
+                    captions[start : min(start + 50, (index + 1) * share)],
+                    num_inference_steps=8,
+                    guidance_scale=SAMPLING.guidance_scale,
+                    output_type="pt",
+                    generator=torch.Generator().manual_seed(start),
+                ).images
+            )
+    pipe.unet.load_state_dict(final)
+    return (torch.cat(drawn).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def train_pipeline(
+    out: Path, data: Pictures, plans: Plans, device: str = "cpu"
+) -> StableDiffusionPipeline:
+    """Train the text pair, the autoencoder and the denoiser, in that order; all three resume."""
+    work = out / "checkpoints"
+    torch.manual_seed(0)
+    tokenizer = text.train_tokenizer(data.captions, work / "tokenizer")
+    clip = text.train(data, tokenizer, work, plans.text, device)
+    encoder = text.text_encoder(clip)
+    torch.manual_seed(0)
+    vae = autoencoder.train(data, work, plans.autoencoder, device)
+    latents = autoencoder.encode(vae, data)
+    states = text.encode(encoder, tokenizer, data.captions)
+    empty = text.encode(encoder, tokenizer, [""])
+    torch.manual_seed(0)
+    unet = denoiser.train(
+        latents, vae.config.scaling_factor, states, empty, work, plans.denoiser, device
+    )
+    return assemble(vae, encoder, tokenizer, unet)

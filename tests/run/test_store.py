@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from expunge.run.store import Store, StoreError, unit_id
+
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.floats(allow_nan=False).filter(np.isfinite)
+)
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
+)
+records = st.dictionaries(st.text(), values, max_size=5)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "log")
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may grow past 16 bytes: the operating system itself refuses the write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def picture(seed: int, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def files(store: Store) -> list[str]:
+    return sorted(
+        str(path.relative_to(store.folder)) for path in store.folder.rglob("*") if path.is_file()
+    )
+
+
+@settings(deadline=None, max_examples=30)  # every example waits for the disk twice
+@given(records)
+def test_what_is_put_is_got(record: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store, unit = Store(Path(folder)), unit_id(record)
+        assert store.get(unit) is None
+        store.put(unit, record)
+        store.put(unit, record)
+        assert store.get(unit) == record
+        assert files(store) == [f"units/{unit}.json"]
+
+
+@given(records)
+def test_unit_id_ignores_the_order_of_keys(spec: dict[str, Any]) -> None:
+    unit = unit_id(spec)
+    assert unit == unit_id(dict(reversed(spec.items())))
+    assert len(unit) == 32
+    assert set(unit) <= set("0123456789abcdef")
+
+
+@given(records, records)
+def test_different_specs_have_different_ids(one: dict[str, Any], two: dict[str, Any]) -> None:
+    same = json.dumps(one, sort_keys=True) == json.dumps(two, sort_keys=True)
+    assert (unit_id(one) == unit_id(two)) == same
+
+
+def test_unit_id_is_what_it_always_was() -> None:
+    canonical = b'{"prompts":["a photo of a caf\\u00e9"],"seed":7,"strength":1.0}'
+    spec = {"strength": np.float32(1), "seed": np.int64(7), "prompts": ("a photo of a café",)}
+    assert unit_id(spec) == hashlib.sha256(canonical).hexdigest()[:32]
+
+
+def test_numbers_are_plain(store: Store) -> None:
+    store.put("a", {"score": np.float32(0.25), "k": np.int64(3), "broken": np.bool_(True)})
+    text = (store.folder / "units" / "a.json").read_text()
+    assert json.loads(text) == {"score": 0.25, "k": 3, "broken": True}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, np.zeros(2), Path("x")])
+def test_what_json_cannot_express(store: Store, value: object) -> None:
+    with pytest.raises(ValueError, match="record must hold only"):
+        store.put("a", {"value": value})
+    with pytest.raises(ValueError, match="spec must hold only"):
+        unit_id({"value": value})
+    assert store.get("a") is None
+
+
+@pytest.mark.parametrize("content", [b"", b'{"k": 3, "n"', b"\xff\xfe", b"[1, 2]"])
+def test_damaged_record(store: Store, content: bytes) -> None:
+    store.put("a", {"k": 3})
+    (store.folder / "units" / "a.json").write_bytes(content)
+    with pytest.raises(StoreError, match=r"units/a\.json is damaged .* delete it"):
+        store.get("a")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_images_are_named_by_content(store: Store, mode: str) -> None:
+    image = picture(0, mode)
+    name = store.put_image(image)
+    file = store.folder / name
+    assert name == f"images/{hashlib.sha256(file.read_bytes()).hexdigest()[:32]}.png"
+    assert store.image(name).mode == mode
+    assert np.array_equal(np.asarray(store.image(name)), np.asarray(image))
+
+
+def test_an_image_is_written_once(store: Store) -> None:
+    name = store.put_image(picture(0))
+    written = (store.folder / name).stat()
+    assert store.put_image(picture(0)) == name
+    assert (store.folder / name).stat() == written
+    assert store.put_image(picture(1)) != name
+    assert len(files(store)) == 2
+
+
+def test_damaged_or_missing_image(store: Store) -> None:
+    name = store.put_image(picture(0))
+    file = store.folder / name
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(StoreError, match="is damaged"):
+        store.image(name)
+    file.unlink()
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.image(name)
+
+
+def test_check_writable_leaves_nothing_behind(store: Store) -> None:
+    store.check_writable()
+    store.check_writable()
+    assert files(store) == []
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "log"):
+        with pytest.raises(StoreError, match="cannot be written"):
+            Store(folder).check_writable()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="Permission denied"):
+        Store(tmp_path).check_writable()
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_full_disk(store: Store) -> None:
+    with pytest.raises(StoreError, match="free space"):
+        store.check_writable()
+    with pytest.raises(StoreError, match="free space"):
+        store.put("a", {"text": "longer than what still fits"})
+    with pytest.raises(StoreError, match="free space"):
+        store.put_image(picture(0))
+    assert files(store) == []
+    assert store.get("a") is None
+
+
+def test_a_failed_write_keeps_what_was_there(store: Store, request: pytest.FixtureRequest) -> None:
+    store.put("a", {"k": 1})
+    request.getfixturevalue("full_disk")
+    with pytest.raises(StoreError, match="cannot be written"):
+        store.put("a", {"k": 1, "text": "longer than what still fits"})
+    assert store.get("a") == {"k": 1}
