@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from expunge.adapter import Adapter, Factors, LowRank, add, check_layer
+from expunge.adapter import Adapter, Factors, LowRank, add, check_layer, original
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.closed_form import Targets, solve
@@ -317,3 +317,42 @@ def _load_part(path: Path, concept: Concept) -> Part:
             kind, name = key.removesuffix(".down").split(".", 1)
             found[kind][name] = LowRank(down, tensors[key.removesuffix("down") + "up"])
     return Part(concept, found["closed"], found["tuned"])
+
+
+def fingerprint(backbone: Backbone, erasure: Erasure) -> dict[str, Any]:
+    """How an erasure changes a model, in a few numbers that an export can be held against.
+
+    Returns:
+        `layers`, the Frobenius norm of every layer's change; `predictions`, for each concept and
+        for the empty prompt the relative change of one seeded prediction (`shift`) and its
+        projections on seeded directions (`signature`).
+    """
+    layers = {name: float(delta.norm()) for name, delta in erasure.delta().items()}
+    with erasure.applied(backbone):
+        predictions = signatures(backbone, [concept.name for concept in erasure.concepts])
+    return {"layers": layers, "predictions": predictions}
+
+
+@torch.no_grad()
+def signatures(backbone: Backbone, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """Seeded predictions of the model as it stands beside the original, for `fingerprint`."""
+    shape = backbone.latent_shape(*_size(backbone))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((1, *shape), generator=generator)
+    directions = torch.randn((8, noise.numel()), generator=generator) / noise.numel() ** 0.5
+    latents = noise.to(backbone.device, backbone.dtype)
+    found = []
+    for prompt in (*prompts, ""):
+        states = backbone.encode_prompts([prompt])
+        now = backbone.predict(latents, 0.5, states).float().cpu().flatten()
+        with original():
+            before = backbone.predict(latents, 0.5, states).float().cpu().flatten()
+        shift = float((now - before).norm() / before.norm())
+        found.append({"prompt": prompt, "shift": shift, "signature": (directions @ now).tolist()})
+    return found
+
+
+def _size(backbone: Backbone) -> tuple[int, int]:
+    sampling = backbone.profile.sampling
+    assert sampling.height and sampling.width
+    return sampling.height, sampling.width

@@ -25,6 +25,10 @@ PROFILE = "expunge.json"
 """What a model's folder may say about itself: how it is sampled best and what it can draw."""
 
 
+BUNDLED = {"miniature-sd": Path(__file__).parent.parent / "miniature" / "weights" / "miniature-sd"}
+"""Models that come with the package, by name."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How pictures are drawn.
@@ -124,7 +128,7 @@ class Backbone(ABC):
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self._cache: dict[str, Conditioning] = {}
-        own = Profile.read(Path(self.name_or_path))
+        own = Profile.read(BUNDLED.get(self.name_or_path, Path(self.name_or_path)))
         height, width = self._native_size()
         sampling = replace(
             own.sampling, height=own.sampling.height or height, width=own.sampling.width or width

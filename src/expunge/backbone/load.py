@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
-from expunge.backbone.base import Backbone
+from expunge.backbone.base import BUNDLED, Backbone
 from expunge.backbone.unet import UNetBackbone
-
-BUNDLED = {"miniature-sd": Path(__file__).parent.parent / "miniature" / "weights" / "miniature-sd"}
-"""Models that come with the package."""
 
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 _BACKBONES: dict[str, type[Backbone]] = {
@@ -53,6 +50,8 @@ def load(
         pipe = _load_hub(str(source), dtype)
     if hasattr(pipe, "unet"):
         pipe.unet.to(memory_format=torch.channels_last)  # up to five times faster on a CPU
+    if str(source) in BUNDLED:
+        pipe.register_to_config(_name_or_path=str(source))
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 

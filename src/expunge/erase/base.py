@@ -104,10 +104,16 @@ class ClosedForm(Eraser):
         """Where which embeddings go, and which stay."""
 
     def _run(self, backbone: Backbone, concepts: Sequence[Concept], folder: Path | None) -> Result:
-        targets = self.targets(backbone, concepts)
-        changes = solve(backbone.prompt_projections(), targets)
-        parts = [Part(concept, closed=changes[concept.name]) for concept in concepts]
-        return Result(parts, targets, notes={"condition_number": targets.condition_number})
+        return closed_form_result(backbone, concepts, self.targets(backbone, concepts))
+
+
+def closed_form_result(
+    backbone: Backbone, concepts: Sequence[Concept], targets: Targets
+) -> Result:
+    """The exact changes that meet the targets."""
+    changes = solve(backbone.prompt_projections(), targets)
+    parts = [Part(concept, closed=changes[concept.name]) for concept in concepts]
+    return Result(parts, targets, notes={"condition_number": targets.condition_number})
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ def round_trip(vae: AutoencoderKL, pixels: Tensor, batch: int = 64) -> Tensor:
     device, trips = next(vae.parameters()).device, []
     with progress_bar("round trips", len(pixels)) as advance:
         for part in torch.split(pixels, batch):
-            latents = vae.encode(_signed(part.to(device))).latent_dist.mode()
+            images = _signed(part.to(device)).contiguous(memory_format=torch.channels_last)
+            latents = vae.encode(images).latent_dist.mode()
             trips.append(_uint8(vae.decode(latents).sample))
             advance(len(part), "")
     return torch.cat(trips)
@@ -67,7 +68,8 @@ def wrecked_latents(vae: AutoencoderKL, trips: Tensor, count: int, seed: int) ->
     some = torch.randperm(len(trips), generator=generator)[: count // 2]
     images = _signed(trips[some]).to(device)
     with torch.no_grad():
-        clean = torch.cat([vae.encode(x).latent_dist.mode().cpu() for x in torch.split(images, 64)])
+        parts = [vae.encode(part).latent_dist.mode() for part in torch.split(images, 64)]
+        clean = torch.cat(parts).float().cpu()
     kept = torch.rand((len(clean), 1, 1, 1), generator=generator) * 0.5
     latents[: len(clean)] = kept.sqrt() * clean + (1 - kept).sqrt() * latents[: len(clean)]
     return latents
@@ -191,8 +193,10 @@ def _cached_trips(vae: AutoencoderKL, data: Pictures, folder: Path) -> Tensor:
 
 def prepare(data: Pictures, vae: AutoencoderKL, early: Tensor, folder: Path) -> Lessons:
     """Make round trips (or read those a former call left in `folder`) and stores of wrecks."""
-    trips = _cached_trips(vae, data, folder)
-    wrecks = decode(vae, wrecked_latents(vae, trips, WRECKS, seed=5))
+    device = next(vae.parameters()).device.type
+    with torch.autocast(device, dtype=torch.bfloat16):  # half the time, three grey levels at most
+        trips = _cached_trips(vae, data, folder)
+        wrecks = decode(vae, wrecked_latents(vae, trips, WRECKS, seed=5))
     return Lessons(data, trips, (wrecks, early) if len(early) else (wrecks,))
 
 

@@ -1,0 +1,1 @@
+"""Diffusers pipelines as mathematics."""
