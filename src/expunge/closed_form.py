@@ -87,9 +87,7 @@ class Targets:
         """What `to_tensors` wrote."""
         names = [key.removeprefix("cross.") for key in tensors if key.startswith("cross.")]
         moments = {n: Moments(tensors[f"cross.{n}"], tensors[f"gram.{n}"]) for n in names}
-        return cls(
-            moments, tensors["preserved"], float(header["ridge"]), float(header["strength"])
-        )
+        return cls(moments, tensors["preserved"], float(header["ridge"]), float(header["strength"]))
 
 
 def solve(layers: Mapping[str, nn.Linear], targets: Targets) -> dict[str, dict[str, LowRank]]:

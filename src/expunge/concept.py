@@ -54,7 +54,9 @@ def split_of(prompt: str) -> Split:
     return "train" if share < 0.5 else "validation" if share < 0.65 else "test"
 
 
-def spread(prompts: Iterable[str], split: Split | None = None, limit: int | None = None) -> list[str]:
+def spread(
+    prompts: Iterable[str], split: Split | None = None, limit: int | None = None
+) -> list[str]:
     """Distinct prompts of one split, in an order that mixes their templates, at most `limit`."""
     chosen = {text for text in prompts if split is None or split_of(text) == split}
     return sorted(chosen, key=lambda text: _digest(f"order {text}"))[:limit]

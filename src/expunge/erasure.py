@@ -23,7 +23,7 @@ from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.closed_form import Targets, solve
 from expunge.concept import Concept
-from expunge.run.fit import write_atomically
+from expunge.run.files import write_atomically, write_text
 
 SCHEMA = "expunge.erasure/1"
 RECORD = "erasure.json"
@@ -179,6 +179,16 @@ class Erasure:
                 f"{made[:12]} in {self.record.get('model', 'the base model')}"
             )
 
+    def weights_hash(self, strength: float | Mapping[str, float] = 1.0) -> str:
+        """SHA-256 of the changes and of the strength they are applied with."""
+        digest = hashlib.sha256(json.dumps(self._strengths(strength), sort_keys=True).encode())
+        for part in self.parts:
+            for name, change in sorted(part.factors.items()):
+                digest.update(f"{part.concept.name} {name}".encode())
+                for tensor in (change.down, change.up):
+                    digest.update(tensor.float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     # --- several at once
 
     @staticmethod
@@ -223,7 +233,7 @@ class Erasure:
         Raises:
             OSError: the folder cannot be written.
         """
-        from expunge.export import model_card, write_lora
+        from expunge.exports import model_card, write_lora
 
         folder = Path(folder)
         for part in self.parts:
@@ -234,11 +244,9 @@ class Erasure:
                 folder / TARGETS, lambda path: save_file(tensors, path, metadata=header)
             )
         write_lora(self, folder)
-        card = model_card(self)
-        write_atomically(folder / "README.md", lambda path: _write(path, card))
+        write_text(folder / "README.md", model_card(self))
         # The record comes last: a folder that has one is whole.
-        text = json.dumps(self.record, indent=1) + "\n"
-        write_atomically(folder / RECORD, lambda path: _write(path, text))
+        write_text(folder / RECORD, json.dumps(self.record, indent=1) + "\n")
         return folder
 
     @classmethod
@@ -253,21 +261,21 @@ class Erasure:
         parts = []
         for entry in record["concepts"]:
             concept = Concept.from_dict(entry)
-            parts.append(_load_part(folder / ADAPTERS / f"{slug(concept.name)}.safetensors", concept))
+            parts.append(
+                _load_part(folder / ADAPTERS / f"{slug(concept.name)}.safetensors", concept)
+            )
         path = folder / TARGETS
         if not path.exists():
             return cls(parts, record)
         return cls(parts, record, Targets.from_tensors(*read_safetensors(path)))
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
 def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     if not path.is_file():
-        raise ValueError(f"no erasure in {folder}: {RECORD} is missing; make one with expunge erase")
+        raise ValueError(
+            f"no erasure in {folder}: {RECORD} is missing; make one with expunge erase"
+        )
     try:
         record: dict[str, Any] = json.loads(path.read_text())
     except json.JSONDecodeError:
@@ -344,9 +352,10 @@ def signatures(backbone: Backbone, prompts: Sequence[str]) -> list[dict[str, Any
     found = []
     for prompt in (*prompts, ""):
         states = backbone.encode_prompts([prompt])
-        now = backbone.predict(latents, 0.5, states).float().cpu().flatten()
-        with original():
-            before = backbone.predict(latents, 0.5, states).float().cpu().flatten()
+        with backbone.exact():
+            now = backbone.predict(latents, 0.5, states).float().cpu().flatten()
+            with original():
+                before = backbone.predict(latents, 0.5, states).float().cpu().flatten()
         shift = float((now - before).norm() / before.norm())
         found.append({"prompt": prompt, "shift": shift, "signature": (directions @ now).tolist()})
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -20,6 +21,8 @@ from expunge.concept import Concept, Vocabulary
 
 Prediction = Literal["epsilon", "v_prediction", "flow"]
 Attention = Literal["cross", "self", "all"]
+Precision = Literal["own", "bfloat16"]
+"""How the denoiser computes: in its weights' own type, or its products in bfloat16."""
 
 PROFILE = "expunge.json"
 """What a model's folder may say about itself: how it is sampled best and what it can draw."""
@@ -58,10 +61,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Profile:
-    """Sampling defaults and known concepts of one model."""
+    """What is known of one model.
+
+    Attributes:
+        sampling: how it draws best.
+        vocabulary: concepts it is known to draw.
+        judge: name of the judge made for its pictures.
+        preset: name of the hyperparameters tuned on it.
+    """
 
     sampling: Sampling = field(default_factory=Sampling)
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
+    judge: str | None = None
+    preset: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Profile:
@@ -71,7 +83,8 @@ class Profile:
             return cls()
         data = json.loads(path.read_text())
         concepts = (Concept.from_dict(entry) for entry in data["concepts"])
-        return cls(Sampling(**data["sampling"]), Vocabulary.of(concepts))
+        sampling, vocabulary = Sampling(**data["sampling"]), Vocabulary.of(concepts)
+        return cls(sampling, vocabulary, data.get("judge"), data.get("preset"))
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,7 @@ class Backbone(ABC):
         architecture: family name, such as `sd`.
         denoiser_name: the pipeline's component that predicts, `unet` or `transformer`.
         profile: sampling defaults and known concepts.
+        precision: how predictions are computed; bfloat16 where the machine has units for it.
     """
 
     architecture: str
@@ -127,6 +141,7 @@ class Backbone(ABC):
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
+        self.precision: Precision = fastest(self.device) if self.dtype == torch.float32 else "own"
         self._cache: dict[str, Conditioning] = {}
         own = Profile.read(BUNDLED.get(self.name_or_path, Path(self.name_or_path)))
         height, width = self._native_size()
@@ -173,15 +188,19 @@ class Backbone(ABC):
     def _native_size(self) -> tuple[int, int]:
         """Height and width in pixels the model was trained at."""
 
-    def weight_hash(self, names: Iterable[str]) -> str:
-        """SHA-256 over the named layers' weights, cast to bf16, in name order."""
+    def weight_hash(self, names: Iterable[str] | None = None) -> str:
+        """SHA-256 over layers' weights, cast to bf16, in name order; all layers if None."""
         modules = dict(self.denoiser.named_modules())
+        if names is None:
+            names = {n for n, m in modules.items() if isinstance(getattr(m, "weight", 0), Tensor)}
         digest = hashlib.sha256()
         for name in sorted(names):
             weight = modules[name].weight
             assert isinstance(weight, Tensor)
             digest.update(name.encode())
-            digest.update(weight.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+            digest.update(
+                weight.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
+            )
         return digest.hexdigest()
 
     # --- projections
@@ -220,8 +239,24 @@ class Backbone(ABC):
     # --- noise
 
     @abstractmethod
+    def _predict(
+        self, latents: Tensor, level: Tensor | float, conditioning: Conditioning
+    ) -> Tensor: ...
+
     def predict(self, latents: Tensor, level: Tensor | float, conditioning: Conditioning) -> Tensor:
         """The denoiser's own prediction, shaped like `latents`, at one or n noise levels."""
+        fast = self.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
+            return self._predict(latents, level, conditioning).to(latents.dtype)
+
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """Within this context predictions are computed in the weights' own type."""
+        before, self.precision = self.precision, "own"
+        try:
+            yield
+        finally:
+            self.precision = before
 
     def guided(
         self,
@@ -340,6 +375,14 @@ class Backbone(ABC):
     @abstractmethod
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Clean latents of pictures of one size (the posterior's mode)."""
+
+
+def fastest(device: torch.device) -> Precision:
+    """bfloat16 where the device multiplies in it natively."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "own"
+    native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if native else "own"
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:

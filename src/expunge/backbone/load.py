@@ -60,7 +60,9 @@ def _load_file(path: Path, config: str | Path | None, dtype: torch.dtype) -> Any
     if path.suffix != ".safetensors":
         raise ValueError(f"a single-file model must be .safetensors, got {path.name}")
     if config is None:
-        raise ValueError(f"{path.name} is a single file: say config=… (a diffusers folder or hub id)")
+        raise ValueError(
+            f"{path.name} is a single file: say config=… (a diffusers folder or hub id)"
+        )
     try:
         return StableDiffusionPipeline.from_single_file(str(path), config=str(config), dtype=dtype)
     except Exception as error:

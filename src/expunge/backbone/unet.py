@@ -93,7 +93,9 @@ class UNetBackbone(Backbone):
         alphas = alphas.to(like.dtype).view(-1, *(1,) * (like.ndim - 1))
         return alphas.sqrt(), (1 - alphas).sqrt()
 
-    def predict(self, latents: Tensor, level: Tensor | float, conditioning: Conditioning) -> Tensor:
+    def _predict(
+        self, latents: Tensor, level: Tensor | float, conditioning: Conditioning
+    ) -> Tensor:
         timesteps = self._timesteps(level, len(latents))
         states = conditioning.prompt_embeds
         return cast("Tensor", self.pipe.unet(latents, timesteps, states, return_dict=False)[0])

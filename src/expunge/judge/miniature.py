@@ -32,7 +32,7 @@ from expunge.miniature.world import (
     SIGNS,
     STYLES,
 )
-from expunge.run.fit import write_atomically
+from expunge.run.files import write_atomically
 
 SIDE = 64
 """Width and height of the pictures the networks read; others are resized to it."""
@@ -207,20 +207,20 @@ def _meanings() -> dict[str, Meaning]:
     names: dict[str, Meaning] = {}
     for name, synonyms in OBJECTS.items():
         at = OBJECT_LABELS.index(name)
-        names |= {each: ("objects", at, False) for each in (name, *synonyms)}
+        names |= dict.fromkeys((name, *synonyms), ("objects", at, False))
     for person in PEOPLE:
         at = PERSON_LABELS.index(person)
-        names |= {each: ("person", at, False) for each in (person, person.split()[-1])}
+        names |= dict.fromkeys((person, person.split()[-1]), ("person", at, False))
     for key, style in STYLES.items():
         at = STYLE_LABELS.index(key)
-        names |= {each: ("style", at, False) for each in (key, style.artist, style.technique)}
+        names |= dict.fromkeys((key, style.artist, style.technique), ("style", at, False))
     for sign in (*SIGNS, NEUTRAL_SIGN):
         at = SIGN_LABELS.index(sign)
-        names |= {each: ("sign", at, False) for each in (sign, f"{sign} sign")}
+        names |= dict.fromkeys((sign, f"{sign} sign"), ("sign", at, False))
     hazard = SIGN_LABELS.index(HAZARD)
-    names |= {each: ("sign", hazard, False) for each in HAZARD_SYNONYMS}
+    names |= dict.fromkeys(HAZARD_SYNONYMS, ("sign", hazard, False))
     nobody, nothing = PERSON_LABELS.index(NOBODY), SIGN_LABELS.index(NO_SIGN)
-    names |= {each: ("person", nobody, True) for each in ("person", "face")}
+    names |= dict.fromkeys(("person", "face"), ("person", nobody, True))
     names["sign"] = ("sign", nothing, True)
     return {name.casefold(): meaning for name, meaning in names.items()}
 
@@ -258,7 +258,7 @@ class MiniatureJudge(Judge):
 
     def __init__(self, variant: Variant, network: nn.Module) -> None:
         self.name = f"miniature-{variant}"
-        self._network = network.cpu().float().eval().requires_grad_(False)
+        self.network = network.cpu().float().eval().requires_grad_(False)
 
     @classmethod
     def load(cls, variant: Variant, folder: Path | None = None) -> MiniatureJudge:
@@ -282,7 +282,7 @@ class MiniatureJudge(Judge):
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the weights, in hexadecimal."""
-        return weights_hash(self._network)
+        return weights_hash(self.network)
 
     def knows(self, concept_name: str) -> bool:
         """Whether the name belongs to something in the miniature world that has a label."""
@@ -290,7 +290,7 @@ class MiniatureJudge(Judge):
 
     @torch.inference_mode()
     def _judge(self, images: Sequence[Image.Image]) -> Verdict:
-        chunks = [self._network(_pixels(images[at : at + BATCH])) for at in _starts(len(images))]
+        chunks = [self.network(_pixels(images[at : at + BATCH])) for at in _starts(len(images))]
         return Verdict(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
     def score(self, images: Sequence[Image.Image], concept_name: str) -> np.ndarray:

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from expunge.judge.base import weights_hash
 from expunge.judge.miniature import JudgeNet, Variant, Verdict, build
 from expunge.miniature.data import NO_SIGN, NOBODY, PERSON_LABELS, SIGN_LABELS, Pictures
-from expunge.run.fit import Plan, fit, progress_bar, write_atomically
+from expunge.run.files import write_atomically
+from expunge.run.fit import Plan, fit, progress_bar
 
 PLANS: dict[Variant, Plan] = {
     "conv": Plan(steps=1500, lr=2e-3, decay_from=0.3),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import torch
 from diffusers import (
@@ -17,12 +18,16 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from expunge.backbone.base import PROFILE, Sampling
-from expunge.miniature import autoencoder, denoiser, text
+from expunge.judge.miniature import Variant
+from expunge.judge.miniature import save as save_judge
+from expunge.miniature import autoencoder, denoiser, judges, text
 from expunge.miniature.data import Pictures, pictures
 from expunge.miniature.vocabulary import concepts
+from expunge.run.files import check_writable
 from expunge.run.fit import Plan
 
 PICTURES = 30_000
+EARLY_PICTURES = 600
 SAMPLING = Sampling(num_inference_steps=15, guidance_scale=4.0, batch_size=25)
 
 
@@ -33,13 +38,27 @@ class Plans:
     text: Plan = text.PLAN
     autoencoder: Plan = autoencoder.PLAN
     denoiser: Plan = denoiser.PLAN
+    conv: Plan = judges.PLANS["conv"]
+    patch: Plan = judges.PLANS["patch"]
 
     def shortened(self, share: float) -> Plans:
-        """The same stages with a share of the steps."""
+        """The same stages with a share of the steps.
+
+        Raises:
+            ValueError: the share is not in (0, 1].
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, got {share}")
+
+        def short(steps: int) -> int:
+            return max(1, round(steps * share))
+
         stages = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return Plans(
             **{
-                name: dataclasses.replace(plan, steps=max(1, round(plan.steps * share)))
+                name: dataclasses.replace(
+                    plan, steps=short(plan.steps), keep=tuple(map(short, plan.keep))
+                )
                 for name, plan in stages.items()
             }
         )
@@ -75,6 +94,8 @@ def save(pipe: StableDiffusionPipeline, folder: Path, sampling: Sampling = SAMPL
     chosen = {k: v for k, v in dataclasses.asdict(sampling).items() if v is not None}
     profile = {
         "schema": "expunge.model/1",
+        "judge": "miniature-conv",
+        "preset": "miniature-sd",
         "sampling": chosen,
         "concepts": [concept.to_dict() for concept in concepts()],
     }
@@ -103,6 +124,38 @@ def draw_early(
             )
     pipe.unet.load_state_dict(final)
     return (torch.cat(drawn).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def train(
+    out: Path, plans: Plans | None = None, device: str | None = None, count: int = PICTURES
+) -> Path:
+    """Make `miniature-sd` and both judges; the same call after a stop goes on where it was.
+
+    Args:
+        out: where to; `miniature-sd/`, `judges/` and `checkpoints/` are made in it.
+        plans: length of each stage.
+        device: `cpu` or `cuda`; None for a GPU if there is one.
+        count: pictures to train on.
+
+    Returns:
+        The folder of the pipeline.
+    """
+    check_writable(out)
+    plans = plans or Plans()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    data = pictures(count, seed=0)
+    pipe = train_pipeline(out, data, plans, device).to("cpu")
+    early = [
+        out / "checkpoints" / f"denoiser-weights-{step}.safetensors" for step in plans.denoiser.keep
+    ]
+    drawn = draw_early(pipe, early, data.captions[:EARLY_PICTURES])
+    vae = pipe.vae.to(memory_format=torch.channels_last)
+    for variant in get_args(Variant):
+        plan = getattr(plans, variant)
+        net = judges.train(data, vae, drawn, out / "checkpoints", variant, plan, device)
+        save_judge(net, out / "judges" / f"{variant}.safetensors")
+    save(pipe, out / "miniature-sd")
+    return out / "miniature-sd"
 
 
 def train_pipeline(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,11 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from expunge.run.files import write_atomically
+
 StepLoss = Callable[[int, torch.Generator], Tensor]
 """Step number and a CPU generator seeded for that step -> scalar loss with a graph."""
 
 
-class DivergedError(RuntimeError):
+class DivergedError(ArithmeticError):
     """The loss is no longer a finite number."""
 
 
@@ -87,19 +88,6 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[in
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
         yield lambda count, note="": bar.update(task, advance=count, note=note)
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, then put it in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -198,10 +186,14 @@ def fit(
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=plan.lr, weight_decay=plan.weight_decay)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema)) if plan.ema else None
+    average = (
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema)) if plan.ema else None
+    )
     holder = nn.ModuleDict({"now": model, "average": average}) if average else model
     settings = json.dumps({"steps": plan.steps, "lr": plan.lr, "seed": seed})
-    checkpoint = folder and _Checkpoint(folder / f"{title}.safetensors", holder, optimizer, settings)
+    checkpoint = folder and _Checkpoint(
+        folder / f"{title}.safetensors", holder, optimizer, settings
+    )
     start = checkpoint.load() if checkpoint else 0
 
     saved = start
@@ -212,7 +204,11 @@ def fit(
                 group["lr"] = plan.lr * plan.rate(step)
             value = loss(step, generator)
             if not torch.isfinite(value):
-                good = f"the last good checkpoint is step {saved}" if checkpoint else "nothing was saved"
+                good = (
+                    f"the last good checkpoint is step {saved}"
+                    if checkpoint
+                    else "nothing was saved"
+                )
                 raise DivergedError(
                     f"the loss of {title} is {value.item()} at step {step}; {good}; "
                     f"a learning rate below {plan.lr:g} usually helps"
@@ -235,6 +231,10 @@ def fit(
                 checkpoint.save(done)
                 saved = done
             if interrupted():
-                kept = f"the same command goes on from step {saved}" if checkpoint else "nothing is kept"
+                kept = (
+                    f"the same command goes on from step {saved}"
+                    if checkpoint
+                    else "nothing is kept"
+                )
                 raise KeyboardInterrupt(f"{title} stopped after step {done}; {kept}")
     return average.module if average else model

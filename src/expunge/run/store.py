@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from expunge.run.fit import write_atomically
+from expunge.run.files import write_atomically
 
 _DIGITS = 32  # of SHA-256 in hexadecimal: 128 bits
 

@@ -19,7 +19,7 @@ from expunge.adapter import LowRank, add
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.erasure import RECORD, Erasure, read_safetensors, signatures
-from expunge.run.fit import write_atomically
+from expunge.run.files import write_atomically
 
 Format = Literal["diffusers", "kohya", "merged"]
 LORA = "pytorch_lora_weights.safetensors"
@@ -149,8 +149,12 @@ def model_card(erasure: Erasure) -> str:
 # --- verify
 
 
-def _recorded(path: Path) -> dict[str, Any]:
-    """The record an export carries."""
+def recorded(path: Path) -> dict[str, Any]:
+    """The record an export carries.
+
+    Raises:
+        ValueError: it carries none, or is damaged.
+    """
     if path.is_dir():
         file = path / RECORD
         if not file.is_file():
@@ -201,7 +205,7 @@ def verify(path: str | Path, base: Any, tolerance: float = 1e-3) -> dict[str, An
         ValueError: the export carries no record, was made for another model, or does not load.
     """
     path = Path(path)
-    record = _recorded(path)
+    record = recorded(path)
     before = as_backbone(base)
     names = sorted(record["fingerprint"]["layers"])
     if path.is_dir():

@@ -107,9 +107,7 @@ class ClosedForm(Eraser):
         return closed_form_result(backbone, concepts, self.targets(backbone, concepts))
 
 
-def closed_form_result(
-    backbone: Backbone, concepts: Sequence[Concept], targets: Targets
-) -> Result:
+def closed_form_result(backbone: Backbone, concepts: Sequence[Concept], targets: Targets) -> Result:
     """The exact changes that meet the targets."""
     changes = solve(backbone.prompt_projections(), targets)
     parts = [Part(concept, closed=changes[concept.name]) for concept in concepts]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from expunge.backbone.base import Backbone
 from expunge.closed_form import Moments, Targets
 from expunge.concept import Concept
-from expunge.erase.base import ClosedForm
-from expunge.erase.tokens import EMPTY, Tokens, preserved_states, source_and_guide
+from expunge.eraser.base import ClosedForm
+from expunge.eraser.tokens import EMPTY, Tokens, preserved_states, source_and_guide
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 from expunge.backbone.base import Backbone
 from expunge.closed_form import Moments, Targets
 from expunge.concept import Concept
-from expunge.erase.base import FineTuner, Points, Result, closed_form_result
-from expunge.erase.tokens import Tokens, preserved_states, source_and_guide
+from expunge.eraser.base import FineTuner, Points, Result, closed_form_result
+from expunge.eraser.tokens import Tokens, preserved_states, source_and_guide
 
 ClosedFormVariant = Literal["refine", "collapse"]
 
@@ -115,7 +115,9 @@ class TRACE(FineTuner):
         asked = [prompts[i] for i in owner.tolist()]
         if self.target == "anchor":
             other = [anchors[i] for i in owner.tolist()]
-            return Points(latents, levels, asked, self.predictions(backbone, latents, levels, other))
+            return Points(
+                latents, levels, asked, self.predictions(backbone, latents, levels, other)
+            )
         toward = self.predictions(backbone, latents, levels, asked)
         empty = self.predictions(backbone, latents, levels, [""] * len(asked))
         return Points(latents, levels, asked, empty - self.negative_guidance * (toward - empty))

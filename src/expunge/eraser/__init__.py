@@ -1,0 +1,7 @@
+"""Erasers, one method per file."""
+
+from expunge.eraser.esd import ESD
+from expunge.eraser.trace import TRACE
+from expunge.eraser.uce import UCE
+
+__all__ = ["ESD", "TRACE", "UCE"]
