@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from expunge.eraser import ESD, TRACE, UCE
     from expunge.erasure import Erasure
     from expunge.exports import export, verify
+    from expunge.judge.base import Judge
+    from expunge.judge.clip import CLIPJudge
 
 _HOMES = {
+    "CLIPJudge": "expunge.judge.clip",
     "Concept": "expunge.concept",
     "ESD": "expunge.eraser",
     "Erasure": "expunge.erasure",
+    "Judge": "expunge.judge.base",
     "Log": "expunge.auditing",
     "TRACE": "expunge.eraser",
     "UCE": "expunge.eraser",
@@ -44,8 +48,10 @@ __all__ = [
     "ESD",
     "TRACE",
     "UCE",
+    "CLIPJudge",
     "Concept",
     "Erasure",
+    "Judge",
     "Log",
     "audit",
     "erase",

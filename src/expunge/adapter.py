@@ -86,6 +86,8 @@ def add(parts: list[Factors]) -> dict[str, LowRank]:
 class _Layer(nn.Module):
     """Adds s · (x downᵀ) upᵀ to a layer's output, with one strength per column."""
 
+    strength: Tensor
+
     def __init__(self, change: LowRank, like: Tensor) -> None:
         super().__init__()
         self.down = nn.Parameter(change.down.to(like), requires_grad=False)

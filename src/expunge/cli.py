@@ -256,6 +256,9 @@ def audit(
     unrelated: Annotated[int, Parameter(help="Prompts for each unrelated concept.")] = 80,
     strength: Annotated[float, Parameter(help="Of the erasure.")] = 1.0,
     split: Annotated[Literal["test", "validation"], Parameter(help="Whose prompts.")] = "test",
+    frechet: Annotated[
+        bool, Parameter(help="Fréchet distance, from 1,000 benign pictures.")
+    ] = True,
     store: Annotated[Path | None, Parameter(help="Share pictures between audits here.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -277,6 +280,7 @@ def audit(
         sizes=sizes,
         strength=strength,
         split=split,
+        frechet=frechet,
         folder=run / "log",
         store=store,
         command=_command(),
@@ -312,7 +316,7 @@ def report(
 def export(
     run: Run,
     *,
-    format: Annotated[  # noqa: A002
+    format: Annotated[
         Literal["diffusers", "kohya", "merged"], Parameter(help="What to write.")
     ] = "diffusers",
     out: Annotated[Path | None, Parameter(help="Folder; the run's own by default.")] = None,
@@ -482,7 +486,11 @@ def run(tokens: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    options = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
+    options: dict[str, Any] = {
+        "exit_on_error": False,
+        "print_error": False,
+        "result_action": "return_value",
+    }
     try:
         if tokens[:1] == ["erase"]:
             eraser = App(name="expunge erase", help_format="markdown")

@@ -163,7 +163,7 @@ class Prompt:
     probe: Probe = "plain"
 
     def seed(self, index: int = 0) -> int:
-        """Seed of the `index`-th picture of this prompt: 63 bits of SHA-256, the same everywhere."""
+        """Seed of the `index`-th picture: 63 bits of the text's SHA-256, the same everywhere."""
         return int.from_bytes(_digest(f"{self.text}\0{index}")[:8]) >> 1
 
 
@@ -263,7 +263,10 @@ class Concept:
         unknown = set(data) - known
         if unknown:
             raise ValueError(f"a concept has no {sorted(unknown)}; it has {sorted(known)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
+        return cls(**values)
 
 
 @dataclass(frozen=True)

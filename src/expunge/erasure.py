@@ -215,7 +215,7 @@ class Erasure:
             ]
         first = erasures[0].record
         layers = {name for part in parts for name in part.factors}
-        record = {
+        record: dict[str, Any] = {
             "eraser": "merge",
             "hyperparameters": {},
             "merged": [erasure.record for erasure in erasures],

@@ -47,7 +47,7 @@ def _denoiser(erasure: Erasure) -> str:
 
 
 def write_lora(erasure: Erasure, folder: Path) -> Path:
-    """Write `pytorch_lora_weights.safetensors`, which plain `pipe.load_lora_weights(folder)` reads."""
+    """Write `pytorch_lora_weights.safetensors`, as plain `pipe.load_lora_weights` reads it."""
     changes, rank = _uniform(erasure)
     prefix = _PREFIX[_denoiser(erasure)][0]
     tensors = {}
@@ -178,7 +178,7 @@ def _weight_change(backbone: Backbone, base: Backbone, names: list[str]) -> dict
         module = here.get(name)
         if isinstance(module, LoraLayer):
             found[name] = sum(
-                module.get_delta_weight(adapter).double().cpu()  # type: ignore[operator]
+                module.get_delta_weight(adapter).double().cpu()
                 for adapter in module.active_adapters
             )
         elif module is not None:
@@ -235,7 +235,7 @@ def verify(path: str | Path, base: Any, tolerance: float = 1e-3) -> dict[str, An
 
 def _compare_weights(record: Mapping[str, Any], change: Mapping[str, Tensor]) -> float:
     """Largest difference of a layer's norm, relative to the largest recorded norm."""
-    wanted = record["fingerprint"]["layers"]
+    wanted: dict[str, float] = record["fingerprint"]["layers"]
     largest = max(wanted.values())
     return max(
         abs(norm - (float(change[name].norm()) if name in change else 0.0)) / largest

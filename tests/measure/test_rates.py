@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.contingency_tables import mcnemar  # type: ignore[import-untyped]
+from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 
 from expunge.measure.rates import Paired, Rate, clopper_pearson, design_effect
 
@@ -133,7 +133,7 @@ def test_bad_flags() -> None:
     with pytest.raises(ValueError, match="non-empty"):
         Rate.of([])
     with pytest.raises(ValueError, match="threshold"):
-        Rate.of(np.array([0.2, 0.9]))  # type: ignore[arg-type]
+        Rate.of(np.array([0.2, 0.9]))
     with pytest.raises(ValueError, match="as long as"):
         design_effect([True, False], ["a"])
     with pytest.raises(ValueError, match="equally long"):

@@ -179,11 +179,11 @@ class _Runner:
             self.store.put(unit, done)
         return done
 
-    def run(self, groups: Sequence[_Group]) -> tuple[Results, dict[str, Any] | None]:
+    def run(self, groups: Sequence[_Group], frechet: bool) -> tuple[Results, dict[str, Any] | None]:
         """Draw every group as the original and as erased; the Fréchet distances if n allows."""
         benign = [group for group in groups if group.role != "target"]
         count = sum(len(group.prompts) for group in benign)
-        reseed = count >= FRECHET_IMAGES
+        reseed = frechet and count >= FRECHET_IMAGES
         total = 2 * sum(len(group.prompts) for group in groups) + (count if reseed else 0)
         with progress_bar("auditing", total) as advance:
             self.advance = advance
@@ -334,6 +334,7 @@ def audit(
     sampling: Sampling | None = None,
     strength: float | Mapping[str, float] = 1.0,
     split: Split = "test",
+    frechet: bool = True,
     folder: str | Path = "runs/audit",
     store: str | Path | None = None,
     command: str = "",
@@ -352,6 +353,8 @@ def audit(
         sampling: how to draw; None for the model's usual way.
         strength: of the erasure.
         split: `test` for figures, `validation` for choosing hyperparameters.
+        frechet: measure Fréchet distances where there are enough benign pictures; this draws them
+            once more with other seeds.
         folder: where the log goes.
         store: where units and images go, shared between audits if one likes; None for the folder.
         command: how to run this again, for the report.
@@ -374,7 +377,7 @@ def audit(
     shelf = Store(Path(store or folder))
     shelf.check_writable()
     runner = _Runner(backbone, erasure, strength, judge, shelf, sampling)
-    results, frechet = runner.run(groups)
+    results, distances = runner.run(groups, frechet)
     data = {
         "schema": SCHEMA,
         "target": {
@@ -386,7 +389,7 @@ def audit(
             "strength": strength,
             "split": split,
         },
-        **_figures(results, judge.threshold, frechet),
+        **_figures(results, judge.threshold, distances),
         "judge": {
             "name": judge.name,
             "version": judge.version,

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -346,9 +347,8 @@ class Backbone(ABC):
         """Clean latents for n prompts and n seeds, drawn as one batch."""
         sampling = sampling or self.profile.sampling
         noise = self.initial_noise(seeds, sampling)
-        latents = noise
-        for _, latents in self.trajectory(self.encode_prompts(prompts), noise, sampling):
-            pass
+        states = self.trajectory(self.encode_prompts(prompts), noise, sampling)
+        [(_, latents)] = deque(states, maxlen=1)  # the last one
         return latents
 
     def draw(

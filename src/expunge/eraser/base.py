@@ -225,7 +225,7 @@ class FineTuner(Eraser):
             part = slice(start, min(start + size, len(prompts)))
             first = backbone.encode_prompts(prompts[part])
             second = backbone.encode_prompts(then[part]) if then is not None else first
-            guide: ConditioningAt = lambda u, a=first, b=second: a if u > below else b  # type: ignore[misc]  # noqa: E731
+            guide: ConditioningAt = lambda u, a=first, b=second: a if u > below else b  # noqa: E731
             seeds = [(self.seed * 1000 + salt) * 100_000 + i for i in range(start, part.stop)]
             noise = backbone.initial_noise(seeds, sampling)
             for level, state in backbone.trajectory(guide, noise, sampling):

@@ -37,7 +37,7 @@ def encode(vae: AutoencoderKL, data: Pictures, batch: int = 64) -> tuple[Tensor,
     """Mean and standard deviation of every picture's latent, (n, 4, 16, 16) each, unscaled."""
     means, deviations = [], []
     device = next(vae.parameters()).device
-    for index in torch.arange(len(data.captions)).split(batch):
+    for index in torch.split(torch.arange(len(data.captions)), batch):
         latent = vae.encode(data.images(index).to(device)).latent_dist
         means.append(latent.mean.cpu())
         deviations.append(latent.std.cpu())
@@ -55,8 +55,8 @@ def train(data: Pictures, folder: Path, plan: Plan = PLAN, device: str = "cpu") 
             posterior = vae.encode(images).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
             drawn = vae.decode(posterior.mean + posterior.std * noise).sample
-        error = drawn.float() - images
-        divergence = posterior.kl().float().mean()
+        error: Tensor = drawn.float() - images
+        divergence: Tensor = posterior.kl().float().mean()
         return error.abs().mean() + error.square().mean() / 2 + KL_WEIGHT * divergence
 
     fit("autoencoder", vae, loss, plan, folder=folder, seed=1)
@@ -73,7 +73,7 @@ def psnr(vae: AutoencoderKL, data: Pictures, batch: int = 64) -> Tensor:
     """Peak signal-to-noise ratio of every picture's round trip, in dB, (n,)."""
     values = []
     device = next(vae.parameters()).device
-    for index in torch.arange(len(data.captions)).split(batch):
+    for index in torch.split(torch.arange(len(data.captions)), batch):
         images = data.images(index).to(device)
         drawn = vae.decode(vae.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
         error = F.mse_loss(drawn, images, reduction="none").mean(dim=(1, 2, 3))

@@ -68,7 +68,7 @@ def train(
     """
     unet = build().to(device, memory_format=torch.channels_last)
     scheduler = DDPMScheduler(**SCHEDULE)
-    alphas = scheduler.alphas_cumprod.to(device)
+    alphas: Tensor = scheduler.alphas_cumprod.to(device)
     mean, deviation = latents
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
@@ -82,7 +82,7 @@ def train(
         states = torch.where(blank[:, None, None], empty, text[index]).float().to(device)
         noisy = noisy.to(memory_format=torch.channels_last)
         with torch.autocast(device, dtype=torch.bfloat16):
-            predicted = unet(noisy, timesteps, states).sample.float()
+            predicted: Tensor = unet(noisy, timesteps, states).sample.float()
         snr = alphas[timesteps] / (1 - alphas[timesteps])
         weight = snr.clamp(max=MIN_SNR_GAMMA) / snr
         return (weight * (predicted - noise).square().mean(dim=(1, 2, 3))).mean()

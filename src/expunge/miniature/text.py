@@ -9,7 +9,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
 
 from expunge.miniature.data import Pictures
 from expunge.run.fit import Plan, fit
@@ -69,7 +75,8 @@ def build(tokenizer: CLIPTokenizer) -> CLIPModel:
 def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Token ids, (n, 77)."""
     batch = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-    return batch.input_ids
+    ids: Tensor = batch.input_ids
+    return ids
 
 
 def train(
@@ -96,6 +103,18 @@ def train(
     return clip.eval()
 
 
+def save(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write the pair in half precision, with what it needs to read pictures and text."""
+    clip.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(
+        size={"height": 64, "width": 64},
+        do_center_crop=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ).save_pretrained(folder)
+
+
 def text_encoder(clip: CLIPModel) -> CLIPTextModel:
     """The frozen text half, as a pipeline wants it."""
     encoder = CLIPTextModel(clip.config.text_config)
@@ -110,5 +129,7 @@ def encode(
     """Token states of every caption, float16, (n, 77, width)."""
     ids = tokens(tokenizer, captions)
     device = next(encoder.parameters()).device
-    states = [encoder(part.to(device)).last_hidden_state.half().cpu() for part in ids.split(batch)]
+    states = []
+    for part in torch.split(ids, batch):
+        states.append(encoder(part.to(device)).last_hidden_state.half().cpu())
     return torch.cat(states)

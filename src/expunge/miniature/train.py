@@ -85,7 +85,7 @@ def assemble(
 
 
 def save(pipe: StableDiffusionPipeline, folder: Path, sampling: Sampling = SAMPLING) -> None:
-    """Write the pipeline in half precision, with its profile, so that it loads with no arguments."""
+    """Write the pipeline in half precision, with a profile, so that it loads without arguments."""
     pipe.to(torch.float16).save_pretrained(folder)
     # transformers would load the text encoder in half precision beside a float32 UNet.
     config = folder / "text_encoder" / "config.json"
@@ -167,6 +167,7 @@ def train_pipeline(
     tokenizer = text.train_tokenizer(data.captions, work / "tokenizer")
     clip = text.train(data, tokenizer, work, plans.text, device)
     encoder = text.text_encoder(clip)
+    text.save(clip, tokenizer, out / "clip")
     torch.manual_seed(0)
     vae = autoencoder.train(data, work, plans.autoencoder, device)
     latents = autoencoder.encode(vae, data)

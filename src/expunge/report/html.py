@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
+
+from expunge.run.files import write_text
 
 Record = Mapping[str, Any]
 """An object of the log."""
@@ -103,13 +104,7 @@ def write_report(log: Mapping[str, Any], images: Path, out: Path, *, examples: i
     _check(log, examples)
     text = _render(log, Path(images), examples)
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(out, text)
     return out
 
 

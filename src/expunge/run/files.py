@@ -25,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
     """Put text in place atomically, UTF-8."""
 
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
     write_atomically(path, write)
 

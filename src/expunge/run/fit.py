@@ -7,6 +7,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -87,7 +88,11 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[in
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
-        yield lambda count, note="": bar.update(task, advance=count, note=note)
+
+        def advance(count: int, note: str) -> None:
+            bar.update(task, advance=count, note=note)
+
+        yield advance
 
 
 @contextlib.contextmanager
@@ -113,7 +118,7 @@ def _between_steps() -> Iterator[Callable[[], bool]]:
 
 
 class _Checkpoint:
-    """Modules, their average and the optimiser, in one safetensors file with the step in its header."""
+    """Modules, their average and the optimiser in one safetensors file, the step in its header."""
 
     def __init__(
         self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: str
@@ -186,9 +191,10 @@ def fit(
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=plan.lr, weight_decay=plan.weight_decay)
-    average = (
-        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema)) if plan.ema else None
-    )
+    average = None
+    if plan.ema:
+        rule = get_ema_multi_avg_fn(plan.ema)  # type: ignore[no-untyped-call]
+        average = AveragedModel(model, multi_avg_fn=rule)
     holder = nn.ModuleDict({"now": model, "average": average}) if average else model
     settings = json.dumps({"steps": plan.steps, "lr": plan.lr, "seed": seed})
     checkpoint = folder and _Checkpoint(
@@ -214,7 +220,7 @@ def fit(
                     f"a learning rate below {plan.lr:g} usually helps"
                 )
             optimizer.zero_grad(set_to_none=True)
-            value.backward()
+            torch.autograd.backward(value)
             nn.utils.clip_grad_norm_(trained, plan.clip)
             optimizer.step()
             if average:
@@ -226,7 +232,7 @@ def fit(
             if folder and done in plan.keep:
                 tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
                 target = folder / f"{title}-weights-{done}.safetensors"
-                write_atomically(target, lambda path, t=tensors: save_file(t, path))
+                write_atomically(target, partial(save_file, tensors))
             if checkpoint and (done % plan.save_every == 0 or done == plan.steps or interrupted()):
                 checkpoint.save(done)
                 saved = done

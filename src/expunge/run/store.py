@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from expunge.run.files import write_atomically
+from expunge.run.files import check_writable, write_atomically
 
 _DIGITS = 32  # of SHA-256 in hexadecimal: 128 bits
 
@@ -82,9 +82,10 @@ class Store:
             StoreError: the folder cannot be made or written, or the disk is full.
         """
         for name in ("units", "images"):
-            probe = self.folder / name / ".probe"
-            self._write(probe, bytes(2**20))
-            probe.unlink(missing_ok=True)
+            try:
+                check_writable(self.folder / name)
+            except OSError as error:
+                raise StoreError(str(error)) from error
 
     def get(self, unit: str) -> dict[str, Any] | None:
         """The record of a unit, None when it is not done.

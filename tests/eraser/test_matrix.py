@@ -1,0 +1,149 @@
+"""Every eraser runs, changes the right things, survives the disk and exports. New methods: a row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import expunge
+from expunge.backbone.base import Backbone
+from expunge.concept import Concept
+from expunge.eraser import ESD, TRACE, UCE
+from expunge.eraser.base import Eraser, FineTuner, Points
+from expunge.erasure import Erasure
+from expunge.exports import export, verify
+from expunge.run.fit import DivergedError
+
+TUNING: dict[str, Any] = {"steps": 3, "trajectories": 3, "batch_size": 2, "rank": 2, "lr": 1e-3}
+
+ERASERS: dict[str, Eraser] = {
+    "uce": UCE(preserved=6),
+    "uce, prompts": UCE(prompts=4, preserved=6, tokens="suffix", to_anchor=True, synonyms=True),
+    "esd": ESD(**TUNING),
+    "esd, kept": ESD(**TUNING | {"preserve": 1.0}, attention="self"),
+    "trace": TRACE(**TUNING, prompts=4, preserved=6, synonyms=True),
+    "trace, phase 1": TRACE(tune=False, prompts=4, preserved=6),
+    "trace, phase 1, bare": TRACE(tune=False, ridge=0.0, preserved=0, prompts=1, tokens="concept"),
+    "trace, phase 1, collapse": TRACE(tune=False, variant="collapse", prompts=2, preserved=6),
+    "trace, phase 2": TRACE(**TUNING, refine=False),
+    "trace, phase 2, reversed": TRACE(**TUNING, refine=False, target="reversed", from_level=0.6),
+}
+
+
+@pytest.fixture(params=list(ERASERS))
+def eraser(request: pytest.FixtureRequest) -> Eraser:
+    return ERASERS[request.param]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_every_eraser_works_from_end_to_end(
+    eraser: Eraser, pipe: Any, backbone: Backbone, cat: Concept, tmp_path: Path
+) -> None:
+    erasure = eraser.erase(pipe, [cat], folder=tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+    record = erasure.record
+    assert record["eraser"] == type(eraser).__name__
+    assert type(eraser)(**record["hyperparameters"]) == eraser
+    assert set(erasure.layers) <= set(backbone.attention_projections())
+    assert max(record["fingerprint"]["layers"].values()) > 0
+    assert record["fingerprint"]["predictions"][0]["shift"] > 0
+
+    again = Erasure.load(erasure.save(tmp_path / "run"))
+    assert again.weights_hash() == erasure.weights_hash()
+    assert verify(export(again, tmp_path / "run"), pipe)["agree"]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_the_same_seed_makes_the_same_erasure(eraser: Eraser, pipe: Any, cat: Concept) -> None:
+    first, second = (eraser.erase(pipe, [cat]).delta() for _ in range(2))
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("name", ["uce", "esd", "trace"])
+def test_several_concepts_have_an_adapter_each(name: str, pipe: Any) -> None:
+    erasure = expunge.erase(pipe, ["cat", "Ada Lindqvist"], ERASERS[name])
+    assert [part.concept.name for part in erasure.parts] == ["cat", "Ada Lindqvist"]
+    norms = [sum(float(c.delta.norm()) for c in part.factors.values()) for part in erasure.parts]
+    assert min(norms) > 0
+
+
+@pytest.mark.parametrize("tokens", ["last", "concept", "suffix", "end"])
+def test_the_bare_refinement_meets_its_target(tokens: Any, backbone: Backbone) -> None:
+    """TRACE, Theorem 3.1: with one embedding and η = 1, W′e_w = W e_u exactly."""
+    from expunge.eraser.tokens import source_and_guide
+
+    cat = Concept("cat", anchor="ball", templates=("a [photo|picture|drawing|view] of a {}",))
+    eraser = TRACE(tune=False, ridge=0.0, preserved=0, prompts=1, tokens=tokens)
+    erasure = eraser.erase(backbone, [cat])
+    sources, guides = source_and_guide(backbone, cat.pairs("train", 1), tokens)
+    if len(sources) > 1:
+        pytest.skip("several embeddings are met in the least-squares sense only")
+    layers = backbone.prompt_projections()
+    for name, delta in erasure.delta().items():
+        w = layers[name].weight.detach().double()
+        reached = sources.double() @ (w + delta).T
+        assert torch.allclose(reached, guides.double() @ w.T, atol=1e-5)
+
+
+def test_tokens_are_aligned_by_what_prompts_share(backbone: Backbone) -> None:
+    from expunge.eraser.tokens import source_and_guide
+
+    text, other = "a photo of Ada Lindqvist smiling", "a photo of a person smiling"
+    states = backbone.encode_prompts([text, other]).prompt_embeds
+    row = backbone.token_ids([text])[0].tolist()
+    end = row.index(backbone.end_of_text)
+    sources, guides = source_and_guide(backbone, [(text, other)], "last")
+    last = end - 2
+    assert torch.equal(sources[0], states[0, last])
+    other_end = backbone.token_ids([other])[0].tolist().index(backbone.end_of_text)
+    assert torch.equal(guides[0], states[1, other_end - 2])
+    sources, _ = source_and_guide(backbone, [(text, other)], "suffix")
+    assert torch.equal(sources[-1], states[0, -1])
+    with pytest.raises(ValueError, match="are the same"):
+        source_and_guide(backbone, [(text, text)], "concept")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TRACE(steps=0), "steps must be at least 1"),
+        (lambda: TRACE(lr=-1.0), "lr must be positive"),
+        (lambda: TRACE(switch=1.5), "switch must lie between"),
+        (lambda: TRACE(refine=False, tune=False), "both off"),
+        (lambda: UCE(ridge=0.0), "ridge must be positive"),
+        (lambda: ESD(preserve=-1.0), "preserve must not be negative"),
+    ],
+)
+def test_bad_hyperparameters_are_refused_on_construction(make: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_a_concept_without_prompts_is_refused_before_any_work(pipe: Any) -> None:
+    lonely = Concept("cat", templates=("zq {}",))
+    eraser = UCE()
+    if lonely.pairs("train", 1):
+        pytest.fail("choose a template outside the training split")
+    with pytest.raises(ValueError, match="no training prompt"):
+        eraser.erase(pipe, [lonely])
+    with pytest.raises(ValueError, match="at least one concept"):
+        eraser.erase(pipe, [])
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_nan_stops_the_run_with_step_and_advice(
+    pipe: Any, cat: Concept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = ESD.points
+
+    def poisoned(self: FineTuner, backbone: Backbone, concept: Concept) -> Points:
+        found = points(self, backbone, concept)  # type: ignore[arg-type]
+        return Points(found.latents, found.levels, found.prompts, found.targets * float("nan"))
+
+    monkeypatch.setattr(ESD, "points", poisoned)
+    with pytest.raises(DivergedError, match="step 0.*learning rate below"):
+        ERASERS["esd"].erase(pipe, [cat])

@@ -1,0 +1,61 @@
+"""The whole training, a few steps of each stage: everything is made and everything loads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import expunge
+from expunge.judge.clip import CLIPJudge
+from expunge.judge.miniature import MiniatureJudge
+from expunge.miniature.train import Plans, train
+from expunge.run.fit import Plan
+
+FEW = Plan(steps=2, lr=1e-3, save_every=1)
+PLANS = Plans(FEW, FEW, replace(FEW, ema=0.9, keep=(1,)), FEW, FEW)
+
+
+def test_a_short_training_makes_everything(tmp_path: Path) -> None:
+    folder = train(tmp_path, PLANS, "cpu", count=60)
+    pipe = expunge.load(folder, device="cpu")
+    assert all(p.dtype == torch.float32 for p in pipe.text_encoder.parameters())
+    image = pipe("a photo of a cat", num_inference_steps=2).images[0]
+    assert image.size == (64, 64)
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    assert sum(sizes) < 25e6
+    assert not list(folder.rglob("*.bin"))
+    for variant in ("conv", "patch"):
+        judge = MiniatureJudge.load(variant, tmp_path / "judges")  # type: ignore[arg-type]
+        assert 0 <= judge.score([image], "cat")[0] <= 1
+    clip = CLIPJudge(["dog", "car"], tmp_path / "clip")
+    scores = [clip.score([image], name)[0] for name in ("dog", "car")]
+    assert np.sum(scores) == pytest.approx(1, abs=1e-3)
+    assert clip.features([image]).shape == (1, 128)
+
+    again = train(tmp_path, PLANS, "cpu", count=60)
+    second = expunge.load(again, device="cpu")
+    for first, other in zip(pipe.unet.parameters(), second.unet.parameters(), strict=True):
+        assert torch.equal(first, other)
+
+
+def test_a_share_shortens_every_stage() -> None:
+    short = Plans().shortened(0.01)
+    assert short.denoiser.steps == round(Plans().denoiser.steps * 0.01)
+    assert max(short.denoiser.keep) <= short.denoiser.steps
+    with pytest.raises(ValueError, match="share"):
+        Plans().shortened(0)
+
+
+def test_the_bundled_text_encoder_keeps_concepts_apart() -> None:
+    pipe = expunge.load("miniature-sd", device="cpu")
+    ids = pipe.tokenizer(["a photo of a cat", "a photo of a car"], padding="max_length",
+                         return_tensors="pt").input_ids  # fmt: skip
+    pooled = pipe.text_encoder(ids).pooler_output
+    assert torch.nn.functional.cosine_similarity(pooled[:1], pooled[1:]).item() < 0.9
+    odd = pipe.tokenizer("zeppelin ☃ \u0001").input_ids
+    assert pipe.tokenizer.unk_token_id == pipe.tokenizer.eos_token_id
+    assert odd.count(pipe.tokenizer.eos_token_id) == 1
