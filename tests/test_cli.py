@@ -35,8 +35,10 @@ def test_help_is_there_within_a_second_and_without_torch() -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    ["erase", "draw", "audit", "report", "export", "verify", "list", "demo"]
-    + ["miniature train", "miniature show", "miniature check"],
+    [
+        *("erase", "draw", "audit", "report", "export", "verify", "list", "demo"),
+        *("miniature train", "miniature show", "miniature check"),
+    ],
 )
 def test_every_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*verb.split(), "--help"]) == 0
@@ -96,7 +98,7 @@ def test_a_read_only_folder_is_found_out_before_any_work(
 def test_list_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["methods"] == ["uce", "esd", "trace"]
+    assert set(found["methods"]) == {"uce", "esd", "trace"}
     assert found["concepts"]["cat"] == "object"
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from expunge.judge.base import Judge
     from expunge.judge.clip import CLIPJudge
 
-_HOMES = {
+HOMES = {
     "CLIPJudge": "expunge.judge.clip",
     "Concept": "expunge.concept",
     "ESD": "expunge.eraser",
@@ -43,6 +43,7 @@ _HOMES = {
     "load": "expunge.backbone.load",
     "verify": "expunge.exports",
 }
+"""Where each public name lives. What lives in `expunge.eraser` is also a method of the CLI."""
 
 __all__ = [
     "ESD",
@@ -63,10 +64,10 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in HOMES:
         raise AttributeError(f"module 'expunge' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *HOMES])

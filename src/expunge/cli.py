@@ -17,14 +17,14 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.table import Table
 
+from expunge import HOMES
+
 if TYPE_CHECKING:
     from expunge.auditing import Log
     from expunge.backbone.base import Backbone
 
 METHODS = {
-    "uce": "expunge.eraser:UCE",
-    "esd": "expunge.eraser:ESD",
-    "trace": "expunge.eraser:TRACE",
+    name.lower(): f"{home}:{name}" for name, home in HOMES.items() if home == "expunge.eraser"
 }
 """Every eraser by the name the command line knows it by."""
 
@@ -390,13 +390,14 @@ def demo(
     *,
     out: Annotated[Path, Parameter(help="Where to.")] = Path("runs/demo"),
     prompts: Annotated[int, Parameter(help="Prompts for each way of asking for a cat.")] = 60,
+    steps: Annotated[int | None, Parameter(help="Training steps; the preset's by default.")] = None,
     open_report: Annotated[bool, Parameter(name="--open", help="Open the report.")] = False,
 ) -> None:
     """Erase the cat from the bundled model, audit the result, and write the report.
 
     Example: `expunge demo --out runs/demo`
     """
-    erase("cat", out=out)
+    erase("cat", out=out, steps=steps)
     audit(out, prompts=prompts, neighbours=max(1, prompts // 2), unrelated=max(1, prompts // 3))
     report(out)
     if open_report:

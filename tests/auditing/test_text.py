@@ -162,9 +162,7 @@ def test_a_log_from_a_newer_schema_is_refused(tmp_path: Path) -> None:
         Log.load(tmp_path / "nowhere")
 
 
-def test_the_report_is_made_of_the_log_alone(
-    pipe: Any, erasure: Erasure, tmp_path: Path
-) -> None:
+def test_the_report_is_made_of_the_log_alone(pipe: Any, erasure: Erasure, tmp_path: Path) -> None:
     _audit(pipe, erasure, tmp_path)
     page = Log.load(tmp_path).report(tmp_path / "report.html").read_text()
     assert "data:image/png;base64," in page

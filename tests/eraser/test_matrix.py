@@ -1,4 +1,4 @@
-"""Every eraser runs, changes the right things, survives the disk and exports. New methods: a row."""
+"""Every eraser runs, changes the right things, is saved and exported. New methods: a row."""
 
 from __future__ import annotations
 
@@ -145,5 +145,5 @@ def test_a_nan_stops_the_run_with_step_and_advice(
         return Points(found.latents, found.levels, found.prompts, found.targets * float("nan"))
 
     monkeypatch.setattr(ESD, "points", poisoned)
-    with pytest.raises(DivergedError, match="step 0.*learning rate below"):
+    with pytest.raises(DivergedError, match=r"step 0.*learning rate below"):
         ERASERS["esd"].erase(pipe, [cat])

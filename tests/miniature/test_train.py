@@ -29,7 +29,7 @@ def test_a_short_training_makes_everything(tmp_path: Path) -> None:
     assert sum(sizes) < 25e6
     assert not list(folder.rglob("*.bin"))
     for variant in ("conv", "patch"):
-        judge = MiniatureJudge.load(variant, tmp_path / "judges")  # type: ignore[arg-type]
+        judge = MiniatureJudge.load(variant, tmp_path / "judges")
         assert 0 <= judge.score([image], "cat")[0] <= 1
     clip = CLIPJudge(["dog", "car"], tmp_path / "clip")
     scores = [clip.score([image], name)[0] for name in ("dog", "car")]

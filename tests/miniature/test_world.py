@@ -117,7 +117,10 @@ def test_the_judge_reads_fresh_renders() -> None:
     ]
     assert np.mean(right) > 0.98
     assert (judge.broken(images) >= judge.threshold).mean() < 0.05
-    noise = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8)) for i in range(10)]
+    noise = [
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8))
+        for i in range(10)
+    ]
     assert (judge.broken(noise) >= judge.threshold).mean() > 0.8
 
 

@@ -68,7 +68,7 @@ def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
 
 def test_nan_says_step_checkpoint_and_remedy(tmp_path: Path) -> None:
     model = _model()
-    with pytest.raises(DivergedError, match="nan at step 7.*checkpoint is step 6.*below 0.05"):
+    with pytest.raises(DivergedError, match=r"nan at step 7.*checkpoint is step 6.*below 0.05"):
         fit("line", model, _loss(model, poison_at=7), PLAN, folder=tmp_path)
     assert torch.isfinite(_weights(model)).all()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -35,13 +36,15 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "log")
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk() -> Iterator[None]:
     """No file may grow past 16 bytes: the operating system itself refuses the write."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:  # before the test ends: pytest's own output may go to a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def picture(seed: int, mode: str = "RGB") -> Image.Image:
@@ -160,21 +163,20 @@ def test_read_only_folder(tmp_path: Path) -> None:
         Store(tmp_path).check_writable()
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_full_disk(store: Store) -> None:
-    with pytest.raises(StoreError, match="free space"):
-        store.check_writable()
-    with pytest.raises(StoreError, match="free space"):
-        store.put("a", {"text": "longer than what still fits"})
-    with pytest.raises(StoreError, match="free space"):
-        store.put_image(picture(0))
+    with full_disk():
+        with pytest.raises(StoreError, match="free space"):
+            store.check_writable()
+        with pytest.raises(StoreError, match="free space"):
+            store.put("a", {"text": "longer than what still fits"})
+        with pytest.raises(StoreError, match="free space"):
+            store.put_image(picture(0))
     assert files(store) == []
     assert store.get("a") is None
 
 
-def test_a_failed_write_keeps_what_was_there(store: Store, request: pytest.FixtureRequest) -> None:
+def test_a_failed_write_keeps_what_was_there(store: Store) -> None:
     store.put("a", {"k": 1})
-    request.getfixturevalue("full_disk")
-    with pytest.raises(StoreError, match="cannot be written"):
+    with full_disk(), pytest.raises(StoreError, match="cannot be written"):
         store.put("a", {"k": 1, "text": "longer than what still fits"})
     assert store.get("a") == {"k": 1}

@@ -86,6 +86,6 @@ def source_and_guide(
 
 
 def preserved_states(backbone: Backbone, prompts: Sequence[str]) -> Tensor:
-    """All token embeddings of prompts that must stay, the empty prompt's too, (n, width)."""
+    """All token embeddings of prompts that must stay, the empty one too; CPU, (n, width)."""
     states = backbone.encode_prompts([*prompts, EMPTY]).prompt_embeds
-    return states.float().flatten(0, 1)
+    return states.float().flatten(0, 1).cpu()

@@ -20,7 +20,7 @@ from transformers import (
 from expunge.miniature.data import Pictures
 from expunge.run.fit import Plan, fit
 
-PLAN = Plan(steps=800, lr=1e-3, decay_from=0.4, weight_decay=0.1)
+PLAN = Plan(steps=2400, lr=1e-3, decay_from=0.4, weight_decay=0.1)
 BATCH = 128
 WIDTH = 128
 LENGTH = 77
@@ -86,9 +86,13 @@ def train(
     clip = build(tokenizer).to(device)
     ids = tokens(tokenizer, data.captions)
     longest = int((ids != tokenizer.eos_token_id).sum(1).max()) + 1
+    everything = torch.arange(len(data.captions))
+    things = everything[data.objects.any(dim=1)]
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(data.captions), (BATCH,), generator=generator)
+        # Every other batch holds objects only: a dog is learnt against horses, not against signs.
+        pool = things if step % 2 and len(things) else everything
+        index = pool[torch.randint(len(pool), (BATCH,), generator=generator)]
         # The text half is causal: what comes after the end-of-text token cannot change its state.
         with torch.autocast(device, dtype=torch.bfloat16):
             out = clip(
