@@ -493,7 +493,7 @@ def run(tokens: Sequence[str]) -> int:
         "result_action": "return_value",
     }
     try:
-        if tokens[:1] == ["erase"]:
+        if tokens and tokens[0] == "erase":
             eraser = App(name="expunge erase", help_format="markdown")
             eraser.default(_with_options(eraser_class(_asked_method(tokens))))
             eraser(tokens[1:], **options)

@@ -252,7 +252,7 @@ def test_verdict_counts_no_erasure_of_what_was_never_drawn(
 ) -> None:
     flag = {"code": "original-cannot-draw", "concept": "cat", "text": "Only 40 % are cats."}
     log["flags"] = [flag]
-    assert "rarely draws cat, a low rate is no sign" in verdict(log, store, tmp_path / "a.html")
+    assert "draws cat in under 90 % of pictures" in verdict(log, store, tmp_path / "a.html")
 
 
 def test_report_says_what_the_log_says(log: Log, store: Path, tmp_path: Path) -> None:

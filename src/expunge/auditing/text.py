@@ -289,12 +289,13 @@ def _flags(
                 "absence afterwards says little.",
                 cell["concept"],
             )
-        if cell["condition"] == "original" and cell["n"] < 50:
-            flag(
-                "few-prompts",
-                f"Only {cell['n']} distinct prompts ask for {name}; the interval is wide.",
-                cell["concept"],
-            )
+    few = [
+        f"{cell['concept']} ({cell['probe']})"
+        for cell in cells
+        if cell["condition"] == "original" and cell["n"] < 50
+    ]
+    if few:
+        flag("few-prompts", f"Fewer than 50 distinct prompts, so wide intervals: {', '.join(few)}.")
     rates = {(entry["role"], entry["condition"]): entry["rate"] for entry in broken}
     for role in ("target", "benign"):
         more = rates.get((role, "erased"), 0) - rates.get((role, "original"), 0)
