@@ -95,6 +95,8 @@ def erase(
     out: Annotated[Path | None, Parameter(help="Where to; runs/CONCEPT by default.")] = None,
     kind: Annotated[str | None, Parameter(help="object, identity, style or explicit.")] = None,
     anchor: Annotated[str | None, Parameter(help="Neutral phrase drawn instead.")] = None,
+    synonym: Annotated[tuple[str, ...], Parameter(help="Another name; give it repeatedly.")] = (),
+    neighbour: Annotated[tuple[str, ...], Parameter(help="What must stay; repeatedly.")] = (),
     config: Annotated[str | None, Parameter(help="Configuration of a single-file model.")] = None,
     preset: Annotated[bool, Parameter(help="Start from tuned values, not the paper's.")] = True,
     as_json: Json = False,
@@ -114,7 +116,8 @@ def erase(
         raise ValueError("say what to erase, such as: expunge erase cat")
     chosen(**given)
     backbone = _backbone(model, config)
-    changes = {"anchor": anchor} if anchor else {}
+    said = {"anchor": anchor, "synonyms": synonym, "neighbours": neighbour}
+    changes = {name: value for name, value in said.items() if value}
     vocabulary = backbone.profile.vocabulary
     asked = [vocabulary.resolve(name, kind, **changes) for name in concepts]  # type: ignore[arg-type]
     from expunge.presets import preset as tuned
