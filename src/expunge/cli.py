@@ -95,8 +95,12 @@ def erase(
     out: Annotated[Path | None, Parameter(help="Where to; runs/CONCEPT by default.")] = None,
     kind: Annotated[str | None, Parameter(help="object, identity, style or explicit.")] = None,
     anchor: Annotated[str | None, Parameter(help="Neutral phrase drawn instead.")] = None,
-    synonym: Annotated[tuple[str, ...], Parameter(help="Another name; give it repeatedly.")] = (),
-    neighbour: Annotated[tuple[str, ...], Parameter(help="What must stay; repeatedly.")] = (),
+    synonym: Annotated[
+        tuple[str, ...], Parameter(help="Another name; repeatedly.", negative="")
+    ] = (),
+    neighbour: Annotated[
+        tuple[str, ...], Parameter(help="What must stay; repeatedly.", negative="")
+    ] = (),
     config: Annotated[str | None, Parameter(help="Configuration of a single-file model.")] = None,
     preset: Annotated[bool, Parameter(help="Start from tuned values, not the paper's.")] = True,
     as_json: Json = False,
