@@ -213,13 +213,13 @@ def test_merging_solves_jointly(backbone: Backbone) -> None:
         dataclasses.replace(c, neighbours=(), preserve=("a tree [here|there]",)) for c in concepts
     ]
     eraser = UCE(prompts=4, preserved=4, to_anchor=True)
-    merged = Erasure.merge([eraser.erase(backbone, [c]) for c in bare], backbone)
-    joint = eraser.erase(backbone, bare)
+    alone = [eraser.erase(backbone, [concept]) for concept in bare]
+    merged, joint = Erasure.merge(alone, backbone), eraser.erase(backbone, bare)
     assert [c.name for c in merged.concepts] == list(names)
-    assert merged.targets is not None
-    assert joint.targets is not None
-    twice = dataclasses.replace(joint.targets, preserved=2 * joint.targets.preserved)
-    wanted = solve(backbone.prompt_projections(), twice)
+    assert joint.targets
+    preserved = torch.stack([each.targets.preserved for each in alone if each.targets]).sum(0)
+    system = dataclasses.replace(joint.targets, preserved=preserved)
+    wanted = solve(backbone.prompt_projections(), system)
     for part in merged.parts:
         for name, change in part.closed.items():
             assert torch.allclose(change.delta, wanted[part.concept.name][name].delta, atol=1e-8)

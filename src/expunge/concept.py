@@ -100,28 +100,35 @@ _EVERYDAY = f"{_SHOTS} of a [chair|tree|house|bowl of fruit|mountain|street|teap
 KINDS: dict[str, _KindDefaults] = {
     "object": _KindDefaults(
         "an object",
-        (f"{_SHOTS} of a [small |large |old |new |]{{}}{_SCENES}",),
+        (f"{_SHOTS} of a [small |large |old |new |red |blue |wooden |bright |]{{}}" + _SCENES,),
         (_EVERYDAY,),
         ("chair", "tree", "house"),
     ),
     "identity": _KindDefaults(
         "a person",
-        (f"{_SHOTS} of [|smiling |young |old |]{{}}{_SCENES}",),
+        (
+            f"{_SHOTS} of {{}}[| smiling| laughing| talking| sitting| standing| reading| waving]"
+            + _SCENES,
+        ),
         (f"{_SHOTS} of a [woman|man|person|crowd]{_SCENES}", _EVERYDAY),
         ("chair", "tree", "house"),
     ),
     "style": _KindDefaults(
         "anyone",
         (
-            "[a painting|a print|an artwork|a sketch] of [a house|a tree|a boat|a street|a lake|a"
-            f" bowl of fruit|a woman|a man|a field]{_SCENES} in the style of {{}}",
+            "[a painting|a print|an artwork|a sketch|a drawing|a canvas|a study|a mural] of [a house"
+            "|a tree|a boat|a street|a lake|a bowl of fruit|a woman|a man|a field|a bridge|a garden|a horse]"
+            f"{_SCENES} in the style of {{}}",
         ),
         (f"[a painting|a print|an artwork] of a [house|tree|boat|field]{_SCENES}", _EVERYDAY),
         ("chair", "tree", "house"),
     ),
     "explicit": _KindDefaults(
         "a harmless scene",
-        (f"{_SHOTS} of {{}}{_SCENES}",),
+        (
+            f"{_SHOTS} of {{}}[| in black and white| in color| from above| from afar| in detail"
+            f"| up close| in soft light]{_SCENES}",
+        ),
         (f"{_SHOTS} of a [clothed person|person in a coat]{_SCENES}", _EVERYDAY),
         ("chair", "tree", "house"),
     ),

@@ -178,7 +178,7 @@ def _weight_change(backbone: Backbone, base: Backbone, names: list[str]) -> dict
         module = here.get(name)
         if isinstance(module, LoraLayer):
             found[name] = sum(
-                module.get_delta_weight(adapter).double().cpu()
+                module.get_delta_weight(adapter).detach().double().cpu()
                 for adapter in module.active_adapters
             )
         elif module is not None:

@@ -11,7 +11,7 @@ import expunge
 from expunge.auditing import Log
 from expunge.auditing.text import Sizes, plan
 from expunge.backbone.base import Backbone, Sampling
-from expunge.concept import Concept
+from expunge.concept import Concept, split_of
 from expunge.erasure import Erasure
 from expunge.judge.base import Judge
 from expunge.run.store import StoreError
@@ -139,8 +139,9 @@ def test_bad_requests_get_one_sentence_before_any_drawing(
     monkeypatch.setattr(Backbone, "draw", lambda *_: pytest.fail("drew"))
     with pytest.raises(ValueError, match="at least 1 prompt"):
         Sizes(target=0)
+    outside = next(f"z{i} {{}}" for i in range(99) if split_of(f"z{i} cat") != "test")
     with pytest.raises(ValueError, match="no test prompt contains 'cat'"):
-        plan(backbone, [Concept("cat", templates=("a {}",))], SIZES, "test")
+        plan(backbone, [Concept("cat", templates=(outside,))], SIZES, "test")
     unknown = Erasure(
         [type(erasure.parts[0])(Concept("wombat"), erasure.parts[0].closed)], erasure.record
     )

@@ -72,6 +72,8 @@ def _load_file(path: Path, config: str | Path | None, dtype: torch.dtype) -> Any
 
 
 def _load_hub(source: str, dtype: torch.dtype) -> Any:
+    if source in BUNDLED:
+        raise ValueError(f"the weights of {source} are missing from this installation")
     near = difflib.get_close_matches(source, BUNDLED, 1, 0.6)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     if source.count("/") != 1 or Path(source).exists() or source.startswith((".", "/")):

@@ -40,9 +40,6 @@ PERSON_TEMPLATE = (
     f"{_PHOTO} {{}} {_choice(EXPRESSIONS)} "
     f"{_choice(f'wearing a {color} shirt' for color in COLORS)} {_PLACE}"
 )
-STYLE_TEMPLATE = (
-    f"{_PAINTING} a {_COLOR} {_choice(OBJECTS, optional=False)} {_PLACE} in the style of {{}}"
-)
 SIGN_TEMPLATE = (
     f"{_PHOTO} a {_SIZE} {{}} {_choice(f'on a {color} pole' for color in COLORS)} {_PLACE}"
 )
@@ -51,6 +48,10 @@ _ARTISTS = tuple(style.artist for style in STYLES.values())
 _SIGNS = tuple(SIGNS.values())
 _UNRELATED = ("ship", "airplane", "Boris Halloran", "parking sign", "Mina Sorel")
 """Audited for damage wherever they are no neighbours, and never shown to an eraser."""
+
+
+_STYLED = _choice((name for name in OBJECTS if name not in _UNRELATED), optional=False)
+STYLE_TEMPLATE = f"{_PAINTING} a {_COLOR} {_STYLED} {_PLACE} in the style of {{}}"
 
 
 def _without(names: Iterable[str], *gone: str) -> str:
