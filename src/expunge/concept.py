@@ -116,9 +116,9 @@ KINDS: dict[str, _KindDefaults] = {
     "style": _KindDefaults(
         "anyone",
         (
-            "[a painting|a print|an artwork|a sketch|a drawing|a canvas|a study|a mural] of [a house"
-            "|a tree|a boat|a street|a lake|a bowl of fruit|a woman|a man|a field|a bridge|a garden|a horse]"
-            f"{_SCENES} in the style of {{}}",
+            "[a painting|a print|an artwork|a sketch|a drawing|a canvas|a study|a mural] of "
+            "[a house|a tree|a boat|a street|a lake|a bowl of fruit|a woman|a man|a field|a bridge"
+            f"|a garden|a horse]{_SCENES} in the style of {{}}",
         ),
         (f"[a painting|a print|an artwork] of a [house|tree|boat|field]{_SCENES}", _EVERYDAY),
         ("chair", "tree", "house"),
