@@ -28,7 +28,7 @@ from expunge.run.fit import Plan
 
 PICTURES = 30_000
 EARLY_PICTURES = 600
-SAMPLING = Sampling(num_inference_steps=15, guidance_scale=4.0, batch_size=25)
+SAMPLING = Sampling(num_inference_steps=10, guidance_scale=4.0, batch_size=25)
 
 
 @dataclasses.dataclass(frozen=True)
