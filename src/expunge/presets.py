@@ -9,10 +9,20 @@ from expunge.concept import Kind
 
 Options = dict[str, Any]
 
+_SUFFIX: Options = {"prompts": 20, "tokens": "suffix", "synonyms": True}
+
 _MINIATURE: dict[str, Options] = {
-    "UCE": {"prompts": 20, "tokens": "suffix", "to_anchor": True, "synonyms": True, "ridge": 0.1},
+    "UCE": {**_SUFFIX, "to_anchor": True, "ridge": 0.1, "preserved": 300},
     "ESD": {"steps": 200, "lr": 1e-3, "batch_size": 8, "rank": 8},
-    "TRACE": {"steps": 200, "lr": 1e-3, "batch_size": 8, "rank": 4, "synonyms": True},
+    "TRACE": {
+        **_SUFFIX,
+        "steps": 150,
+        "lr": 1e-3,
+        "batch_size": 8,
+        "trajectories": 48,
+        "preserved": 800,
+        "preserve": 2.0,
+    },
 }
 """Chosen on validation prompts of the miniature world; see docs/figures.md."""
 
@@ -20,7 +30,10 @@ PRESETS: dict[tuple[str, str], Options] = {
     ("miniature-sd", name): options for name, options in _MINIATURE.items()
 }
 
-_KINDS: dict[tuple[str, str, Kind], Options] = {}
+_MILDER: Options = {"steps": 200, "preserved": 300, "preserve": 1.0}
+_KINDS: dict[tuple[str, str, Kind], Options] = {
+    ("miniature-sd", "TRACE", kind): _MILDER for kind in ("identity", "style", "explicit")
+}
 """What differs from a preset for one kind of concept."""
 
 
