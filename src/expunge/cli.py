@@ -33,6 +33,7 @@ app = App(
     help="Erase concepts from text-to-image diffusion models, and prove how far they are gone.",
     version="0.1.0",
     help_format="markdown",
+    suppress_keyboard_interrupt=False,
 )
 miniature = App(name="miniature", help="The bundled world and its models: train, show, check.")
 app.command(miniature)
@@ -501,7 +502,9 @@ def run(tokens: Sequence[str]) -> int:
     }
     try:
         if tokens and tokens[0] == "erase":
-            eraser = App(name="expunge erase", help_format="markdown")
+            eraser = App(
+                name="expunge erase", help_format="markdown", suppress_keyboard_interrupt=False
+            )
             eraser.default(_with_options(eraser_class(_asked_method(tokens))))
             eraser(tokens[1:], **options)
         else:

@@ -168,3 +168,14 @@ def test_the_report_is_made_of_the_log_alone(pipe: Any, erasure: Erasure, tmp_pa
     page = Log.load(tmp_path).report(tmp_path / "report.html").read_text()
     assert "data:image/png;base64," in page
     assert "cat" in page
+
+
+def test_enough_benign_pictures_give_frechet_distances(
+    pipe: Any, erasure: Erasure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("expunge.auditing.text.FRECHET_IMAGES", 10)
+    distances = _audit(pipe, erasure, tmp_path).data["frechet"]
+    assert distances["n"] == 18
+    assert distances["benign_erased"] > 0
+    assert distances["benign_original_reseeded"] > 0
+    assert _audit(pipe, erasure, tmp_path, frechet=False).data["frechet"] is None
