@@ -514,7 +514,7 @@ def run(tokens: Sequence[str]) -> int:
     except (ValueError, OSError, ArithmeticError) as error:
         return _fail(str(error))
     except KeyboardInterrupt as error:
-        _say(f"\nexpunge: {error or 'stopped; the same command goes on where it was'}")
+        _say(f"\nexpunge: {str(error) or 'stopped; the same command goes on where it was'}")
         return 130
     return 0
 
