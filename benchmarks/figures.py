@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CONCEPTS = ("cat", "car", "bicycle", "Ada Lindqvist", "Ivo Brandt", "hazard sign")
-SIZES = {"trace": (400, 100, 60), "uce": (100, 25, 10), "esd": (100, 25, 10)}
+SIZES = {"trace": (400, 75, 50), "uce": (50, 25, 25), "esd": (50, 25, 25)}
 """Prompts for each way of asking, for each neighbour, for each unrelated concept."""
 
 
