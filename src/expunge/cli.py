@@ -397,7 +397,7 @@ def list_(
 def demo(
     *,
     out: Annotated[Path, Parameter(help="Where to.")] = Path("runs/demo"),
-    prompts: Annotated[int, Parameter(help="Prompts for each way of asking for a cat.")] = 60,
+    prompts: Annotated[int, Parameter(help="Prompts for each way of asking for a cat.")] = 40,
     steps: Annotated[int | None, Parameter(help="Training steps; the preset's by default.")] = None,
     open_report: Annotated[bool, Parameter(name="--open", help="Open the report.")] = False,
 ) -> None:
