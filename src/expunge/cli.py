@@ -405,7 +405,7 @@ def demo(
 
     Example: `expunge demo --out runs/demo`
     """
-    erase("cat", out=out, steps=steps)
+    erase("cat", neighbour=("dog", "bird", "horse", "fish", "car"), out=out, steps=steps)
     audit(out, prompts=prompts, neighbours=max(1, prompts // 2), unrelated=max(1, prompts // 3))
     report(out)
     if open_report:
