@@ -9,7 +9,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -384,8 +384,3 @@ def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     names = ("expunge", "torch", "diffusers", "transformers")
     return {name: importlib.metadata.version(name) for name in names}
-
-
-def hyperparameters(eraser: type[Eraser]) -> list[str]:
-    """Names of a method's hyperparameters."""
-    return [item.name for item in fields(eraser)]
