@@ -379,9 +379,10 @@ def list_(
 
     Example: `expunge list --json`
     """
-    from expunge.backbone.base import BUNDLED, Profile
+    from expunge.backbone.profile import BUNDLED, Profile
 
-    vocabulary = Profile.read(BUNDLED.get(model, Path(model))).vocabulary
+    profile = Profile.read(BUNDLED.get(model, Path(model))) or Profile()
+    vocabulary = profile.vocabulary
     concepts = {name: concept.kind for name, concept in vocabulary.concepts.items()}
     found = {"methods": list(METHODS), "models": list(BUNDLED), "concepts": concepts}
     if as_json:

@@ -63,11 +63,14 @@ class Erasure:
     Attributes:
         parts: one a concept, in the order they were asked for.
         record: how it was made: schema, eraser, hyperparameters, base model, seeds, losses.
-        targets: embeddings of the closed form, kept so that `merge` can solve again.
+        targets: what a closed form solved, by text stream, kept so that `merge` can solve again.
     """
 
     def __init__(
-        self, parts: Sequence[Part], record: Mapping[str, Any], targets: Targets | None = None
+        self,
+        parts: Sequence[Part],
+        record: Mapping[str, Any],
+        targets: Mapping[str, Targets] | None = None,
     ) -> None:
         if not parts:
             raise ValueError("an erasure needs at least one concept, got none")
@@ -75,7 +78,7 @@ class Erasure:
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"a concept can be erased once, got {sorted(twice)} twice")
-        self.parts, self.targets = tuple(parts), targets
+        self.parts, self.targets = tuple(parts), dict(targets or {})
         self.record = {
             **record,
             "schema": SCHEMA,
@@ -205,10 +208,13 @@ class Erasure:
         for erasure in erasures:
             erasure.check(backbone)
         parts = [part for erasure in erasures for part in erasure.parts]
-        targets = [erasure.targets for erasure in erasures if erasure.targets]
-        joint = Targets.join(targets) if targets else None
+        joint = {
+            stream: Targets.join([e.targets[stream] for e in erasures if stream in e.targets])
+            for stream in backbone.text_streams()
+            if any(stream in erasure.targets for erasure in erasures)
+        }
         if joint:
-            closed = solve(backbone.prompt_projections(), joint)
+            closed = solve_streams(backbone, joint)
             parts = [
                 dataclasses.replace(part, closed=closed.get(part.concept.name, {}))
                 for part in parts
@@ -220,6 +226,8 @@ class Erasure:
             "hyperparameters": {},
             "merged": [erasure.record for erasure in erasures],
             "model": first.get("model"),
+            "architecture": backbone.architecture,
+            "denoiser": backbone.denoiser_name,
             "model_hash": backbone.weight_hash(layers),
             "versions": first.get("versions"),
         }
@@ -239,10 +247,7 @@ class Erasure:
         for part in self.parts:
             _save_part(folder / ADAPTERS / f"{slug(part.concept.name)}.safetensors", part)
         if self.targets:
-            tensors, header = self.targets.to_tensors()
-            write_atomically(
-                folder / TARGETS, lambda path: save_file(tensors, path, metadata=header)
-            )
+            _save_targets(folder / TARGETS, self.targets)
         write_lora(self, folder)
         write_text(folder / "README.md", model_card(self))
         # The record comes last: a folder that has one is whole.
@@ -267,7 +272,7 @@ class Erasure:
         path = folder / TARGETS
         if not path.exists():
             return cls(parts, record)
-        return cls(parts, record, Targets.from_tensors(*read_safetensors(path)))
+        return cls(parts, record, _load_targets(path))
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -325,6 +330,42 @@ def _load_part(path: Path, concept: Concept) -> Part:
             kind, name = key.removesuffix(".down").split(".", 1)
             found[kind][name] = LowRank(down, tensors[key.removesuffix("down") + "up"])
     return Part(concept, found["closed"], found["tuned"])
+
+
+def _save_targets(path: Path, targets: Mapping[str, Targets]) -> None:
+    tensors: dict[str, Tensor] = {}
+    headers: dict[str, dict[str, str]] = {}
+    for stream, target in targets.items():
+        own, headers[stream] = target.to_tensors()
+        tensors |= {f"{stream}/{key}": value for key, value in own.items()}
+    header = {"streams": json.dumps(headers)}
+    write_atomically(path, lambda target: save_file(tensors, target, metadata=header))
+
+
+def _load_targets(path: Path) -> dict[str, Targets]:
+    tensors, header = read_safetensors(path)
+    found = {}
+    for stream, own in json.loads(header["streams"]).items():
+        start = f"{stream}/"
+        part = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+        found[stream] = Targets.from_tensors(part, own)
+    return found
+
+
+def solve_streams(
+    backbone: Backbone, targets: Mapping[str, Targets]
+) -> dict[str, dict[str, LowRank]]:
+    """Solve the closed form of every text stream.
+
+    Returns:
+        Concept name -> layer name -> change.
+    """
+    streams = backbone.text_streams()
+    found: dict[str, dict[str, LowRank]] = {}
+    for stream, target in targets.items():
+        for concept, changes in solve(streams[stream].layers, target).items():
+            found.setdefault(concept, {}).update(changes)
+    return found
 
 
 def fingerprint(backbone: Backbone, erasure: Erasure) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def _header(erasure: Erasure) -> dict[str, str]:
 
 
 def _denoiser(erasure: Erasure) -> str:
-    return "unet" if erasure.record.get("architecture", "sd") == "sd" else "transformer"
+    return str(erasure.record["denoiser"])
 
 
 def write_lora(erasure: Erasure, folder: Path) -> Path:

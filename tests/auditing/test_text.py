@@ -10,7 +10,8 @@ import pytest
 import expunge
 from expunge.auditing import Log
 from expunge.auditing.text import Sizes, plan
-from expunge.backbone.base import Backbone, Sampling
+from expunge.backbone.base import Backbone
+from expunge.backbone.profile import Sampling
 from expunge.concept import Concept, split_of
 from expunge.erasure import Erasure
 from expunge.judge.base import Judge

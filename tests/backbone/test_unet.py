@@ -16,8 +16,11 @@ from diffusers import (
 )
 
 import expunge
-from expunge.backbone.base import BUNDLED, Backbone, Conditioning, Sampling, to_images, to_pixels
+from expunge.backbone.base import Backbone
+from expunge.backbone.conditioning import Conditioning
+from expunge.backbone.images import to_images, to_pixels
 from expunge.backbone.load import as_backbone
+from expunge.backbone.profile import BUNDLED, Sampling
 
 SAMPLING = Sampling(num_inference_steps=4, guidance_scale=3.0, height=64, width=64, batch_size=2)
 
@@ -188,7 +191,7 @@ def test_single_files_need_a_configuration(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="config"):
         expunge.load(path)
-    with pytest.raises(ValueError, match="no Stable Diffusion checkpoint"):
+    with pytest.raises(ValueError, match="does not load with config"):
         expunge.load(path, config=BUNDLED["miniature-sd"])
 
 

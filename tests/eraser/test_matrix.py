@@ -47,7 +47,8 @@ def test_every_eraser_works_from_end_to_end(
     record = erasure.record
     assert record["eraser"] == type(eraser).__name__
     assert type(eraser)(**record["hyperparameters"]) == eraser
-    assert set(erasure.layers) <= set(backbone.attention_projections())
+    editable = {*backbone.attention_projections(), *backbone.prompt_projections()}
+    assert set(erasure.layers) <= editable
     assert max(record["fingerprint"]["layers"].values()) > 0
     assert record["fingerprint"]["predictions"][0]["shift"] > 0
 
@@ -79,7 +80,7 @@ def test_the_bare_refinement_meets_its_target(tokens: Any, backbone: Backbone) -
     cat = Concept("cat", anchor="ball", templates=("a [photo|picture|drawing|view] of a {}",))
     eraser = TRACE(tune=False, ridge=0.0, preserved=0, prompts=1, tokens=tokens)
     erasure = eraser.erase(backbone, [cat])
-    sources, guides = source_and_guide(backbone, cat.pairs("train", 1), tokens)
+    sources, guides = source_and_guide(backbone, cat.pairs("train", 1), tokens)["tokens"]
     assert len(sources) == 1
     layers = backbone.prompt_projections()
     for name, delta in erasure.delta().items():
@@ -93,14 +94,14 @@ def test_tokens_are_aligned_by_what_prompts_share(backbone: Backbone) -> None:
 
     text, other = "a photo of Ada Lindqvist smiling", "a photo of a person smiling"
     states = backbone.encode_prompts([text, other]).prompt_embeds
-    row = backbone.token_ids([text])[0].tolist()
-    end = row.index(backbone.end_of_text)
-    sources, guides = source_and_guide(backbone, [(text, other)], "last")
+    run, replaced = backbone.tokens([text])[0], backbone.tokens([other])[0]
+    end = run.ids[0].tolist().index(run.end)
+    sources, guides = source_and_guide(backbone, [(text, other)], "last")["tokens"]
     last = end - 2
     assert torch.equal(sources[0], states[0, last])
-    other_end = backbone.token_ids([other])[0].tolist().index(backbone.end_of_text)
+    other_end = replaced.ids[0].tolist().index(replaced.end)
     assert torch.equal(guides[0], states[1, other_end - 2])
-    sources, _ = source_and_guide(backbone, [(text, other)], "suffix")
+    sources, _ = source_and_guide(backbone, [(text, other)], "suffix")["tokens"]
     assert torch.equal(sources[-1], states[0, -1])
     with pytest.raises(ValueError, match="are the same"):
         source_and_guide(backbone, [(text, text)], "concept")

@@ -13,8 +13,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from expunge.auditing.log import SCHEMA, Log
-from expunge.backbone.base import Backbone, Sampling
+from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
+from expunge.backbone.profile import Sampling
 from expunge.concept import Concept, Probe, Prompt, Split, refuse_minors
 from expunge.eraser.base import versions
 from expunge.erasure import Erasure

@@ -4,124 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from torch import Tensor, nn
 
-from expunge.concept import Concept, Vocabulary
+from expunge.backbone.conditioning import Conditioning, ConditioningAt, TextStream, Tokens
+from expunge.backbone.images import to_images, to_pixels
+from expunge.backbone.profile import BUNDLED, Profile, Sampling
 
 Prediction = Literal["epsilon", "v_prediction", "flow"]
 Attention = Literal["cross", "self", "all"]
 Precision = Literal["own", "bfloat16"]
 """How the denoiser computes: in its weights' own type, or its products in bfloat16."""
 
-PROFILE = "expunge.json"
-"""What a model's folder may say about itself: how it is sampled best and what it can draw."""
-
-
-BUNDLED = {"miniature-sd": Path(__file__).parent.parent / "miniature" / "weights" / "miniature-sd"}
-"""Models that come with the package, by name."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How pictures are drawn.
-
-    Attributes:
-        num_inference_steps: denoising steps.
-        guidance_scale: classifier-free guidance; 1 switches it off.
-        height: pixels; None for the model's own size.
-        width: pixels; None for the model's own size.
-        batch_size: prompts a guided call takes at once.
-    """
-
-    num_inference_steps: int = 30
-    guidance_scale: float = 7.5
-    height: int | None = None
-    width: int | None = None
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        if self.num_inference_steps < 1:
-            raise ValueError(
-                f"num_inference_steps must be at least 1, got {self.num_inference_steps}"
-            )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What is known of one model.
-
-    Attributes:
-        sampling: how it draws best.
-        vocabulary: concepts it is known to draw.
-        judge: name of the judge made for its pictures.
-        preset: name of the hyperparameters tuned on it.
-    """
-
-    sampling: Sampling = field(default_factory=Sampling)
-    vocabulary: Vocabulary = field(default_factory=Vocabulary)
-    judge: str | None = None
-    preset: str | None = None
-
-    @classmethod
-    def read(cls, folder: Path) -> Profile:
-        """The profile in a model's folder, or an empty one where there is none."""
-        path = folder / PROFILE
-        if not path.is_file():
-            return cls()
-        data = json.loads(path.read_text())
-        concepts = (Concept.from_dict(entry) for entry in data["concepts"])
-        sampling, vocabulary = Sampling(**data["sampling"]), Vocabulary.of(concepts)
-        return cls(sampling, vocabulary, data.get("judge"), data.get("preset"))
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What the text encoders say about n prompts.
-
-    Attributes:
-        prompt_embeds: token states, (n, tokens, width).
-        pooled: pooled states, (n, width), for models that read them.
-    """
-
-    prompt_embeds: Tensor
-    pooled: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.prompt_embeds)
-
-    def __getitem__(self, index: Any) -> Conditioning:
-        pooled = None if self.pooled is None else self.pooled[index]
-        return Conditioning(self.prompt_embeds[index], pooled)
-
-    def repeat(self, count: int) -> Conditioning:
-        """The only prompt, `count` times."""
-        return self[torch.zeros(count, dtype=torch.long)]
-
-    @staticmethod
-    def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Several one after the other."""
-        pooled = [part.pooled for part in parts if part.pooled is not None]
-        return Conditioning(
-            torch.cat([part.prompt_embeds for part in parts]), torch.cat(pooled) if pooled else None
-        )
-
-
-ConditioningAt = Conditioning | Callable[[float], Conditioning]
-"""What guides a sampling run: the same all along, or chosen by noise level."""
+Solver = Literal["euler", "midpoint", "fixed_point"]
+"""How inversion takes a step. `euler`: with the prediction where it stands (DDIM inversion, on
+ε-models). `midpoint`: with the prediction half a step ahead (second order, as RF-Solver).
+`fixed_point`: with the prediction where it arrives, found by iteration, so that Euler sampling
+leads back exactly."""
 
 
 class Backbone(ABC):
@@ -135,16 +43,20 @@ class Backbone(ABC):
         denoiser_name: the pipeline's component that predicts, `unet` or `transformer`.
         profile: sampling defaults and known concepts.
         precision: how predictions are computed; bfloat16 where the machine has units for it.
+        embeds_guidance: whether the denoiser takes the guidance scale as an input.
     """
 
     architecture: str
     denoiser_name: str
+    embeds_guidance = False
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
+        self._check_types()
         self.precision: Precision = fastest(self.device) if self.dtype == torch.float32 else "own"
         self._cache: dict[str, Conditioning] = {}
-        own = Profile.read(BUNDLED.get(self.name_or_path, Path(self.name_or_path)))
+        folder = BUNDLED.get(self.name_or_path, Path(self.name_or_path))
+        own = Profile.read(folder) or Profile(self._usual_sampling())
         height, width = self._native_size()
         sampling = replace(
             own.sampling, height=own.sampling.height or height, width=own.sampling.width or width
@@ -172,13 +84,24 @@ class Backbone(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser lives."""
-        return next(self.denoiser.parameters()).device
+        """Where predictions are computed; with offloading the weights may lie elsewhere."""
+        device: torch.device = self.pipe._execution_device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """The denoiser's precision."""
-        return next(self.denoiser.parameters()).dtype
+        return next(p.dtype for p in self.denoiser.parameters() if p.is_floating_point())
+
+    def _check_types(self) -> None:
+        """Refuse a denoiser half of whose weights were cast: it fails only at the first picture."""
+        found = {p.dtype for p in self.denoiser.parameters() if p.is_floating_point()}
+        if len(found) > 1:
+            names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+            raise ValueError(
+                f"the {self.denoiser_name} holds weights of several types ({names}); "
+                f"cast it to one, for example pipe.{self.denoiser_name}.to(torch.bfloat16)"
+            )
 
     @property
     @abstractmethod
@@ -188,6 +111,10 @@ class Backbone(ABC):
     @abstractmethod
     def _native_size(self) -> tuple[int, int]:
         """Height and width in pixels the model was trained at."""
+
+    def _usual_sampling(self) -> Sampling:
+        """How models of this family are drawn where no profile says better."""
+        return Sampling()
 
     def weight_hash(self, names: Iterable[str] | None = None) -> str:
         """SHA-256 over layers' weights, cast to bf16, in name order; all layers if None."""
@@ -207,8 +134,13 @@ class Backbone(ABC):
     # --- projections
 
     @abstractmethod
+    def text_streams(self) -> dict[str, TextStream]:
+        """The ways by which text enters the denoiser, by name, `tokens` first."""
+
     def prompt_projections(self) -> dict[str, nn.Linear]:
         """Layers that receive the text encoder's output as it is, by name in the denoiser."""
+        streams = self.text_streams().values()
+        return {name: layer for stream in streams for name, layer in stream.layers.items()}
 
     @abstractmethod
     def attention_projections(self, attention: Attention = "all") -> dict[str, nn.Linear]:
@@ -229,26 +161,59 @@ class Backbone(ABC):
     def _encode(self, prompts: Sequence[str]) -> Conditioning: ...
 
     @abstractmethod
-    def token_ids(self, prompts: Sequence[str]) -> Tensor:
-        """Ids of the tokens behind `prompt_embeds`, padded, (n, tokens)."""
+    def tokens(self, prompts: Sequence[str]) -> list[Tokens]:
+        """The tokens behind `prompt_embeds`, one run for each tokenizer, in the order of states."""
 
-    @property
     @abstractmethod
-    def end_of_text(self) -> int:
-        """Id of the token that ends a text."""
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        """Each tokenizer behind the token states, and how many tokens its encoder reads."""
+
+    def cut_short(self, prompts: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Prompts no tokenizer reads to their end: how many tokens they have, how many are read."""
+        found = {}
+        for text in dict.fromkeys(prompts):
+            counts = [
+                (len(tokenizer(text, verbose=False).input_ids), limit)
+                for tokenizer, limit in self._tokenizers()
+            ]
+            if all(count > limit for count, limit in counts):
+                found[text] = max(counts, key=lambda entry: entry[1])
+        return found
 
     # --- noise
 
     @abstractmethod
     def _predict(
-        self, latents: Tensor, level: Tensor | float, conditioning: Conditioning
+        self,
+        latents: Tensor,
+        level: Tensor | float,
+        conditioning: Conditioning,
+        guidance_scale: float,
     ) -> Tensor: ...
 
-    def predict(self, latents: Tensor, level: Tensor | float, conditioning: Conditioning) -> Tensor:
-        """The denoiser's own prediction, shaped like `latents`, at one or n noise levels."""
+    def predict(
+        self,
+        latents: Tensor,
+        level: Tensor | float,
+        conditioning: Conditioning,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """The denoiser's own prediction in one forward pass.
+
+        Args:
+            latents: noisy latents, (n, channels, height, width).
+            level: noise level, one for all or n.
+            conditioning: of n prompts.
+            guidance_scale: read by denoisers that take guidance as an input, ignored by others;
+                None for the profile's.
+
+        Returns:
+            Shaped like `latents`.
+        """
+        scale = self.profile.sampling.guidance_scale if guidance_scale is None else guidance_scale
         fast = self.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
-            return self._predict(latents, level, conditioning).to(latents.dtype)
+            return self._predict(latents, level, conditioning, scale).to(latents.dtype)
 
     @contextlib.contextmanager
     def exact(self) -> Iterator[None]:
@@ -267,20 +232,28 @@ class Backbone(ABC):
         guidance_scale: float,
         negative: Conditioning,
     ) -> Tensor:
-        """Classifier-free guidance in one batched call.
+        """A guided prediction in one batched call.
 
         Args:
             latents: noisy latents, (n, …).
             level: noise level of all of them.
             conditioning: of n prompts.
-            guidance_scale: 1 asks for the plain conditional prediction.
+            guidance_scale: 1 asks for the plain conditional prediction. A denoiser that takes
+                guidance as an input gets it there and needs no `negative`.
             negative: of one prompt.
         """
-        if guidance_scale == 1:
-            return self.predict(latents, level, conditioning)
+        if guidance_scale == 1 or self.embeds_guidance:
+            return self.predict(latents, level, conditioning, guidance_scale)
         both = Conditioning.cat([negative.repeat(len(latents)), conditioning])
         away, toward = self.predict(torch.cat([latents, latents]), level, both).chunk(2)
         return away + guidance_scale * (toward - away)
+
+    def check_guidance(self, guidance_scale: float) -> None:  # noqa: B027  most take any
+        """Refuse a guidance the model cannot take.
+
+        Raises:
+            ValueError: the model was distilled to draw without guidance.
+        """
 
     @abstractmethod
     def add_noise(self, clean: Tensor, noise: Tensor, level: Tensor | float) -> Tensor:
@@ -291,8 +264,38 @@ class Backbone(ABC):
         """The clean latent a prediction stands for."""
 
     @abstractmethod
+    def noise(self, latents: Tensor, prediction: Tensor, level: Tensor | float) -> Tensor:
+        """The noise a prediction stands for."""
+
+    @abstractmethod
+    def log_snr(self, level: float) -> float:
+        """Natural logarithm of signal power over noise power, the level architectures share."""
+
+    def move(self, latents: Tensor, prediction: Tensor, level: float, to: float) -> Tensor:
+        """Follow a prediction in a straight line from one noise level to another.
+
+        On ε- and v-models this is a DDIM step, on flows an Euler step; up or down.
+        """
+        clean = self.clean(latents, prediction, level)
+        return self.add_noise(clean, self.noise(latents, prediction, level), to)
+
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """Shape of one latent for a picture of that size in pixels."""
+        """Shape of one latent for a picture of that size in pixels.
+
+        Raises:
+            ValueError: the model cannot draw that size.
+        """
+        factor, grain = self.pipe.vae_scale_factor, self._grain
+        if height % grain or width % grain:
+            raise ValueError(
+                f"height and width must be multiples of {grain}, got {height} and {width}"
+            )
+        return (self.pipe.vae.config.latent_channels, height // factor, width // factor)
+
+    @property
+    def _grain(self) -> int:
+        """Pixels that sizes must be a multiple of."""
+        return int(self.pipe.vae_scale_factor)
 
     def initial_noise(self, seeds: Sequence[int], sampling: Sampling) -> Tensor:
         """Starting noise, one CPU generator per picture, so a seed means the same in any batch."""
@@ -304,12 +307,16 @@ class Backbone(ABC):
     # --- sampling
 
     @abstractmethod
-    def _scheduler(self) -> DPMSolverMultistepScheduler:
-        """A fresh sampler of this model's noise schedule."""
+    def _scheduler(self, sampling: Sampling) -> Any:
+        """A fresh diffusers sampler of this model's noise schedule, its time steps set."""
 
     @abstractmethod
     def _level(self, timestep: Tensor) -> float:
         """The noise level of a sampler's timestep."""
+
+    def levels(self, sampling: Sampling) -> list[float]:
+        """The noise levels a sampling run passes through, from the highest to 0."""
+        return [self._level(t) for t in self._scheduler(sampling).timesteps] + [0.0]
 
     @torch.no_grad()
     def trajectory(
@@ -320,7 +327,9 @@ class Backbone(ABC):
         *,
         negative: ConditioningAt | None = None,
     ) -> Iterator[tuple[float, Tensor]]:
-        """Sample with DPM-Solver++, yielding (noise level, latents) before every step and at 0.
+        """Sample, yielding (noise level, latents) before every step and at 0.
+
+        ε- and v-models are sampled with DPM-Solver++, flows with Euler's method.
 
         Args:
             conditioning: of n prompts, or a function of the noise level.
@@ -328,8 +337,8 @@ class Backbone(ABC):
             sampling: steps and guidance.
             negative: of one prompt, or a function of the noise level; the empty prompt if None.
         """
-        scheduler = self._scheduler()
-        scheduler.set_timesteps(sampling.num_inference_steps, device=self.device)
+        self.check_guidance(sampling.guidance_scale)
+        scheduler = self._scheduler(sampling)
         empty = self.encode_prompts([""])
         latents = noise
         for timestep in scheduler.timesteps:
@@ -340,6 +349,64 @@ class Backbone(ABC):
             predicted = self.guided(latents, level, toward, sampling.guidance_scale, away)
             latents = scheduler.step(predicted, timestep, latents).prev_sample
         yield 0.0, latents
+
+    @torch.no_grad()
+    def invert(
+        self,
+        clean: Tensor,
+        conditioning: Conditioning,
+        sampling: Sampling,
+        *,
+        solver: Solver = "fixed_point",
+        iterations: int = 4,
+    ) -> Tensor:
+        """The noise from which a picture would be drawn, found by sampling backwards.
+
+        Args:
+            clean: clean latents, (n, channels, height, width).
+            conditioning: of n prompts.
+            sampling: steps, passed through in reverse; guidance as in drawing.
+            solver: how each step is taken.
+            iterations: predictions a fixed-point step takes.
+
+        Returns:
+            Latents at the highest noise level, shaped like `clean`.
+        """
+        self.check_guidance(sampling.guidance_scale)
+        empty = self.encode_prompts([""])
+
+        def predict(latents: Tensor, level: float) -> Tensor:
+            return self.guided(latents, level, conditioning, sampling.guidance_scale, empty)
+
+        latents = clean
+        levels = self.levels(sampling)[::-1]
+        for level, to in pairwise(levels):
+            if solver == "fixed_point":
+                latents = self._arrive(latents, level, to, predict, iterations)
+                continue
+            predicted = predict(latents, level)
+            if solver == "midpoint":
+                middle = (level + to) / 2
+                predicted = predict(self.move(latents, predicted, level, middle), middle)
+            latents = self.move(latents, predicted, level, to)
+        return latents
+
+    def _arrive(
+        self,
+        latents: Tensor,
+        level: float,
+        to: float,
+        predict: Callable[[Tensor, float], Tensor],
+        iterations: int,
+    ) -> Tensor:
+        """Latents at level `to` from which a step down leads to where we stand."""
+        one = torch.ones(1, 1, 1, 1, dtype=latents.dtype, device=latents.device)
+        slope = self.move(one, torch.zeros_like(one), to, level)  # of the step down, in latents
+        reached = self.move(latents, predict(latents, to), level, to)
+        for _ in range(iterations):
+            back = self.move(reached, predict(reached, to), to, level)
+            reached = reached + (latents - back) / slope
+        return reached
 
     def sample(
         self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling | None = None
@@ -368,13 +435,37 @@ class Backbone(ABC):
                 advance(len(drawn) - start)
         return drawn
 
-    @abstractmethod
+    # --- pictures
+
+    @contextlib.contextmanager
+    def _autoencoder(self) -> Iterator[Any]:
+        """The autoencoder, in float32 while in use if half precision would overflow it (SDXL's)."""
+        vae = self.pipe.vae
+        half = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
+        if half:
+            vae.to(torch.float32)
+        try:
+            yield vae
+        finally:
+            if half:
+                vae.to(torch.float16)
+
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of clean latents."""
+        with self._autoencoder() as vae:
+            shift = vae.config.get("shift_factor") or 0.0
+            scaled = latents.to(vae.dtype) / vae.config.scaling_factor + shift
+            return to_images(vae.decode(scaled, return_dict=False)[0])
 
-    @abstractmethod
+    @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Clean latents of pictures of one size (the posterior's mode)."""
+        with self._autoencoder() as vae:
+            shift = vae.config.get("shift_factor") or 0.0
+            mode = vae.encode(to_pixels(images).to(self.device, vae.dtype)).latent_dist.mode()
+            latents: Tensor = ((mode - shift) * vae.config.scaling_factor).to(self.dtype)
+            return latents
 
 
 def fastest(device: torch.device) -> Precision:
@@ -383,15 +474,3 @@ def fastest(device: torch.device) -> Precision:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "own"
     native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bfloat16" if native else "own"
-
-
-def to_images(pixels: Tensor) -> list[Image.Image]:
-    """Pictures of decoded pixels in [-1, 1], (n, 3, height, width)."""
-    array = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return [Image.fromarray(picture) for picture in array.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-def to_pixels(images: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size as float32 in [-1, 1], (n, 3, height, width)."""
-    array = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1

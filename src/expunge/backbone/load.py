@@ -6,17 +6,30 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
+from torch import nn
 
-from expunge.backbone.base import BUNDLED, Backbone
-from expunge.backbone.unet import UNetBackbone
+from expunge.backbone.base import Backbone
+from expunge.backbone.flow import FluxBackbone, SD3Backbone
+from expunge.backbone.profile import BUNDLED
+from expunge.backbone.unet import SDXLBackbone, UNetBackbone
 
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 _BACKBONES: dict[str, type[Backbone]] = {
     "StableDiffusionPipeline": UNetBackbone,
     "StableDiffusionImg2ImgPipeline": UNetBackbone,
     "StableDiffusionInpaintPipeline": UNetBackbone,
+    "StableDiffusionXLPipeline": SDXLBackbone,
+    "StableDiffusionXLImg2ImgPipeline": SDXLBackbone,
+    "StableDiffusionXLInpaintPipeline": SDXLBackbone,
+    "FluxPipeline": FluxBackbone,
+    "FluxImg2ImgPipeline": FluxBackbone,
+    "FluxInpaintPipeline": FluxBackbone,
+    "StableDiffusion3Pipeline": SD3Backbone,
+    "StableDiffusion3Img2ImgPipeline": SD3Backbone,
+    "StableDiffusion3InpaintPipeline": SD3Backbone,
 }
 
 
@@ -64,11 +77,17 @@ def _load_file(path: Path, config: str | Path | None, dtype: torch.dtype) -> Any
             f"{path.name} is a single file: say config=… (a diffusers folder or hub id)"
         )
     try:
-        return StableDiffusionPipeline.from_single_file(str(path), config=str(config), dtype=dtype)
+        kind = _pipeline_class(str(config))
+        return kind.from_single_file(str(path), config=str(config), dtype=dtype)
     except Exception as error:
-        raise ValueError(
-            f"{path} with config {config} is no Stable Diffusion checkpoint: {error}"
-        ) from error
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} does not load with config {config}: {reason}") from error
+
+
+def _pipeline_class(config: str) -> Any:
+    """The class a diffusers folder or hub id names."""
+    index = DiffusionPipeline.load_config(config)
+    return getattr(diffusers, index["_class_name"])
 
 
 def _load_hub(source: str, dtype: torch.dtype) -> Any:
@@ -96,9 +115,38 @@ def as_backbone(pipe: Any) -> Backbone:
     """
     if isinstance(pipe, Backbone):
         return pipe
-    kind = _BACKBONES.get(type(pipe).__name__)
-    if kind is None:
-        raise ValueError(
-            f"no backbone for {type(pipe).__name__}; expected one of {', '.join(_BACKBONES)}"
-        )
-    return kind(pipe)
+    for ancestor in type(pipe).__mro__:
+        if ancestor.__name__ in _BACKBONES:
+            return _BACKBONES[ancestor.__name__](pipe)
+    raise ValueError(
+        f"no backbone for {type(pipe).__name__}: {_capabilities(pipe)}; "
+        f"expected one of {', '.join(_BACKBONES)}"
+    )
+
+
+def _capabilities(pipe: Any) -> str:
+    """Which of the things a backbone needs a pipeline has, and which it lacks."""
+    denoiser = next((getattr(pipe, n) for n in ("unet", "transformer") if hasattr(pipe, n)), None)
+    inside = [name for name, _ in denoiser.named_modules()] if denoiser is not None else []
+    layers = {name.rpartition(".")[2] for name in inside}
+    scheduler = getattr(pipe, "scheduler", None)
+    cross = any(name.endswith("attn2.to_k") for name in inside)
+    has = {
+        "a denoiser (unet or transformer)": isinstance(denoiser, nn.Module),
+        "layers that read text (attn2.to_k, or context_embedder)": cross
+        or "context_embedder" in layers,
+        "attention projections (to_q, to_k, to_v)": {"to_q", "to_k", "to_v"} <= layers,
+        "a text encoder": getattr(pipe, "text_encoder", None) is not None,
+        "an autoencoder (vae)": getattr(pipe, "vae", None) is not None,
+        "a scheduler of ε, v or flow prediction": scheduler is not None
+        and (
+            scheduler.config.get("prediction_type") in ("epsilon", "v_prediction")
+            or "flow" in type(scheduler).__name__.lower()
+        ),
+    }
+    found = [name for name, there in has.items() if there]
+    missing = [name for name, there in has.items() if not there]
+    return (
+        f"it has {', '.join(found) or 'nothing that is needed'}, "
+        f"and lacks {', '.join(missing) or 'only a backbone class that knows how they fit'}"
+    )

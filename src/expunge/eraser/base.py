@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from expunge.adapter import Adapter, Factors, LowRank, original
-from expunge.backbone.base import Attention, Backbone, ConditioningAt, Sampling
+from expunge.backbone.base import Attention, Backbone
+from expunge.backbone.conditioning import ConditioningAt
 from expunge.backbone.load import as_backbone
-from expunge.closed_form import Targets, solve
+from expunge.backbone.profile import Sampling
+from expunge.closed_form import Targets
 from expunge.concept import Concept
-from expunge.erasure import Erasure, Part, fingerprint
+from expunge.erasure import Erasure, Part, fingerprint, solve_streams
 from expunge.run.fit import Plan, fit, progress_bar
 
 
@@ -30,7 +32,7 @@ class Result:
     """What a method hands to the framework."""
 
     parts: list[Part]
-    targets: Targets | None = None
+    targets: Mapping[str, Targets] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -76,6 +78,7 @@ class Eraser(ABC):
             "hyperparameters": asdict(self),
             "model": backbone.name_or_path or backbone.name,
             "architecture": backbone.architecture,
+            "denoiser": backbone.denoiser_name,
             "prediction": backbone.prediction,
             "model_hash": backbone.weight_hash(layers),
             "dtype": str(backbone.dtype).removeprefix("torch."),
@@ -100,18 +103,21 @@ class ClosedForm(Eraser):
     """A method that states where embeddings should go, and solves for it."""
 
     @abstractmethod
-    def targets(self, backbone: Backbone, concepts: Sequence[Concept]) -> Targets:
-        """Where which embeddings go, and which stay."""
+    def targets(self, backbone: Backbone, concepts: Sequence[Concept]) -> dict[str, Targets]:
+        """Where which embeddings go, and which stay, by text stream."""
 
     def _run(self, backbone: Backbone, concepts: Sequence[Concept], folder: Path | None) -> Result:
         return closed_form_result(backbone, concepts, self.targets(backbone, concepts))
 
 
-def closed_form_result(backbone: Backbone, concepts: Sequence[Concept], targets: Targets) -> Result:
+def closed_form_result(
+    backbone: Backbone, concepts: Sequence[Concept], targets: Mapping[str, Targets]
+) -> Result:
     """The exact changes that meet the targets."""
-    changes = solve(backbone.prompt_projections(), targets)
+    changes = solve_streams(backbone, targets)
     parts = [Part(concept, closed=changes[concept.name]) for concept in concepts]
-    return Result(parts, targets, notes={"condition_number": targets.condition_number})
+    conditions = {stream: target.condition_number for stream, target in targets.items()}
+    return Result(parts, targets, notes={"condition_number": conditions})
 
 
 @dataclass(frozen=True)
@@ -178,9 +184,9 @@ class FineTuner(Eraser):
         Called once per concept with every adapter switched off.
         """
 
-    def closed_form(self, backbone: Backbone, concepts: Sequence[Concept]) -> Targets | None:
-        """A closed form to start from, or None."""
-        return None
+    def closed_form(self, backbone: Backbone, concepts: Sequence[Concept]) -> dict[str, Targets]:
+        """A closed form to start from, by text stream; empty for none."""
+        return {}
 
     def keep_weight(self, levels: Tensor) -> Tensor:
         """Weight of a kept point by noise level, (n,)."""
@@ -273,8 +279,9 @@ class FineTuner(Eraser):
         return error[:count].mean() + self.preserve * (weight * error[count:]).mean()
 
     def _run(self, backbone: Backbone, concepts: Sequence[Concept], folder: Path | None) -> Result:
+        backbone.check_guidance(self.guidance_scale)
         targets = self.closed_form(backbone, concepts)
-        closed = solve(backbone.prompt_projections(), targets) if targets else {}
+        closed = solve_streams(backbone, targets)
         with original(), progress_bar("sampling trajectories", len(concepts)) as advance:
             points = []
             for concept in concepts:

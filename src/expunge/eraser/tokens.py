@@ -1,18 +1,20 @@
-"""Which token embeddings carry a concept, and which ones take their place."""
+"""Which embeddings carry a concept, and which ones take their place."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from expunge.backbone.base import Backbone
+from expunge.closed_form import Moments, Targets
 
-Tokens = Literal["last", "concept", "suffix", "end"]
+TokenChoice = Literal["last", "concept", "suffix", "end"]
 """`last`: the name's last token; `concept`: all of the name's; `suffix`: those and all that follow,
-end-of-text and padding included; `end`: the end-of-text token alone."""
+end-of-text and padding included; `end`: the end-of-text token alone. A pooled state stands for the
+whole text and is always taken."""
 
 EMPTY = ""
 
@@ -39,7 +41,7 @@ def _shared(first: list[int], second: list[int]) -> tuple[int, int]:
     return head, tail
 
 
-def _matches(source: Tensor, guide: Tensor, end: int, tokens: Tokens) -> list[tuple[int, int]]:
+def _matches(source: Tensor, guide: Tensor, end: int, tokens: TokenChoice) -> list[tuple[int, int]]:
     """Token places in a prompt, each with its counterpart in the prompt that replaces it."""
     row, stop = _row(source, end)
     other, other_stop = _row(guide, end)
@@ -63,29 +65,96 @@ def _matches(source: Tensor, guide: Tensor, end: int, tokens: Tokens) -> list[tu
     return name + after
 
 
+def _aligned(
+    backbone: Backbone, pairs: Sequence[Pair], tokens: TokenChoice
+) -> list[list[tuple[int, int]]]:
+    """For every pair, places among its token states and their counterparts."""
+    texts, replacements = [text for text, _ in pairs], [other for _, other in pairs]
+    found: list[list[tuple[int, int]]] = [[] for _ in pairs]
+    start = 0
+    for run, other in zip(backbone.tokens(texts), backbone.tokens(replacements), strict=True):
+        for index, places in enumerate(found):
+            matched = _matches(run.ids[index], other.ids[index], run.end, tokens)
+            places += [(start + place, start + guide) for place, guide in matched]
+        start += run.ids.shape[1]
+    return found
+
+
 def source_and_guide(
-    backbone: Backbone, pairs: Sequence[Pair], tokens: Tokens
-) -> tuple[Tensor, Tensor]:
-    """Embeddings that carry the concept and those that replace them, (n, width) each.
+    backbone: Backbone, pairs: Sequence[Pair], tokens: TokenChoice
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Embeddings that carry the concept and those that replace them, by text stream.
 
     Tokens are aligned by what a prompt and its replacement share at their beginning and end.
+
+    Returns:
+        Stream name -> sources and guides, (n, width) each.
 
     Raises:
         ValueError: a prompt does not hold the concept.
     """
-    texts, replacements = [text for text, _ in pairs], [other for _, other in pairs]
-    states = backbone.encode_prompts(texts).prompt_embeds.float()
-    guides = backbone.encode_prompts(replacements).prompt_embeds.float()
-    ids, guide_ids = backbone.token_ids(texts), backbone.token_ids(replacements)
-    source_rows, guide_rows = [], []
-    for index in range(len(pairs)):
-        matched = _matches(ids[index], guide_ids[index], backbone.end_of_text, tokens)
-        source_rows.append(states[index, [place for place, _ in matched]])
-        guide_rows.append(guides[index, [place for _, place in matched]])
-    return torch.cat(source_rows), torch.cat(guide_rows)
+    sources = backbone.encode_prompts([text for text, _ in pairs])
+    guides = backbone.encode_prompts([other for _, other in pairs])
+    aligned = _aligned(backbone, pairs, tokens)
+    found = {}
+    for name, stream in backbone.text_streams().items():
+        states, others = stream.states(sources).float(), stream.states(guides).float()
+        places = aligned if stream.tokenised else [[(0, 0)]] * len(pairs)
+        found[name] = (
+            torch.cat([states[i, [p for p, _ in matched]] for i, matched in enumerate(places)]),
+            torch.cat([others[i, [g for _, g in matched]] for i, matched in enumerate(places)]),
+        )
+    return found
 
 
-def preserved_states(backbone: Backbone, prompts: Sequence[str]) -> Tensor:
-    """All token embeddings of prompts that must stay, the empty one too; CPU, (n, width)."""
-    states = backbone.encode_prompts([*prompts, EMPTY]).prompt_embeds
-    return states.float().flatten(0, 1).cpu()
+def preserved_states(backbone: Backbone, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """All embeddings of prompts that must stay, the empty one too, by stream; CPU, (n, width)."""
+    kept = backbone.encode_prompts([*prompts, EMPTY])
+    return {
+        name: stream.states(kept).float().flatten(0, 1).cpu()
+        for name, stream in backbone.text_streams().items()
+    }
+
+
+def joint_targets(
+    backbone: Backbone,
+    pairs: Mapping[str, Sequence[Pair]],
+    kept: Sequence[str] | None,
+    tokens: TokenChoice,
+    *,
+    ridge: float,
+    strength: float = 1.0,
+    erase_weight: float = 1.0,
+    preserve_weight: float = 1.0,
+    collapse: bool = False,
+) -> dict[str, Targets]:
+    """What a closed form shall do in every text stream.
+
+    Args:
+        backbone: the model.
+        pairs: concept name -> prompts and their replacements.
+        kept: prompts whose embeddings stay, None for none at all.
+        tokens: which embeddings carry a concept.
+        ridge: λ of the solve.
+        strength: η, the share of the edit that is made.
+        erase_weight: of the concepts' embeddings.
+        preserve_weight: of the kept ones.
+        collapse: send the difference of source and guide to zero instead of source to guide.
+
+    Raises:
+        ValueError: a prompt does not hold its concept.
+    """
+    matched = {name: source_and_guide(backbone, texts, tokens) for name, texts in pairs.items()}
+    states = preserved_states(backbone, kept) if kept is not None else {}
+    found = {}
+    for stream in backbone.text_streams():
+        moments = {}
+        for name, streams in matched.items():
+            sources, guides = streams[stream]
+            if collapse:
+                sources, guides = sources - guides, torch.zeros_like(guides)
+            moments[name] = Moments.of(sources, guides, erase_weight)
+        width = len(next(iter(moments.values())).gram)
+        stay = states.get(stream, torch.zeros(1, width)).double()
+        found[stream] = Targets(moments, preserve_weight * stay.T @ stay, ridge, strength)
+    return found

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from expunge.backbone.base import Backbone
-from expunge.closed_form import Moments, Targets
+from expunge.closed_form import Targets
 from expunge.concept import Concept
 from expunge.eraser.base import FineTuner, Points, Result, closed_form_result
-from expunge.eraser.tokens import Tokens, preserved_states, source_and_guide
+from expunge.eraser.tokens import TokenChoice, joint_targets
 
 ClosedFormVariant = Literal["refine", "collapse"]
 
@@ -57,7 +56,7 @@ class TRACE(FineTuner):
     refine: bool = True
     tune: bool = True
     variant: ClosedFormVariant = "refine"
-    tokens: Tokens = "suffix"
+    tokens: TokenChoice = "suffix"
     strength: float = 1.0
     ridge: float = 0.1
     preserved: int = 40
@@ -83,24 +82,27 @@ class TRACE(FineTuner):
             return super()._run(backbone, concepts, folder)
         return closed_form_result(backbone, concepts, self._targets(backbone, concepts))
 
-    def closed_form(self, backbone: Backbone, concepts: Sequence[Concept]) -> Targets | None:
-        return self._targets(backbone, concepts) if self.refine else None
+    def closed_form(self, backbone: Backbone, concepts: Sequence[Concept]) -> dict[str, Targets]:
+        return self._targets(backbone, concepts) if self.refine else {}
 
-    def _targets(self, backbone: Backbone, concepts: Sequence[Concept]) -> Targets:
-        moments, kept = {}, []
-        for concept in concepts:
-            names = concept.names if self.synonyms else (concept.name,)
-            pairs = [p for name in names for p in concept.pairs("train", self.prompts, name)]
-            sources, guides = source_and_guide(backbone, pairs, self.tokens)
-            if self.variant == "collapse":
-                sources, guides = sources - guides, torch.zeros_like(guides)
-            moments[concept.name] = Moments.of(sources, guides)
-            kept += concept.preserved("train", self.preserved) if self.preserved else []
-        states = preserved_states(backbone, kept).double() if kept else None
-        width = next(iter(moments.values())).gram.shape[0]
-        gram = torch.zeros(width, width, dtype=torch.float64)
-        return Targets(
-            moments, gram if states is None else states.T @ states, self.ridge, self.strength
+    def _targets(self, backbone: Backbone, concepts: Sequence[Concept]) -> dict[str, Targets]:
+        pairs = {
+            concept.name: [
+                pair
+                for name in (concept.names if self.synonyms else (concept.name,))
+                for pair in concept.pairs("train", self.prompts, name)
+            ]
+            for concept in concepts
+        }
+        kept = [text for c in concepts for text in c.preserved("train", self.preserved)]
+        return joint_targets(
+            backbone,
+            pairs,
+            kept if self.preserved else None,
+            self.tokens,
+            ridge=self.ridge,
+            strength=self.strength,
+            collapse=self.variant == "collapse",
         )
 
     def keep_weight(self, levels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from diffusers import (
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from expunge.backbone.base import PROFILE, Sampling
+from expunge.backbone.profile import PROFILE, Sampling
 from expunge.judge.miniature import Variant
 from expunge.judge.miniature import save as save_judge
 from expunge.miniature import autoencoder, denoiser, judges, text

@@ -1,0 +1,85 @@
+"""What text encoders say, and by which layers it enters a denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the text encoders say about n prompts.
+
+    Attributes:
+        prompt_embeds: token states, (n, tokens, width).
+        pooled: pooled states, (n, width), for models that read them.
+    """
+
+    prompt_embeds: Tensor
+    pooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompt_embeds)
+
+    def __getitem__(self, index: Any) -> Conditioning:
+        pooled = None if self.pooled is None else self.pooled[index]
+        return Conditioning(self.prompt_embeds[index], pooled)
+
+    def repeat(self, count: int) -> Conditioning:
+        """The only prompt, `count` times."""
+        return self[torch.zeros(count, dtype=torch.long)]
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Several one after the other."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return Conditioning(
+            torch.cat([part.prompt_embeds for part in parts]), torch.cat(pooled) if pooled else None
+        )
+
+
+ConditioningAt = Conditioning | Callable[[float], Conditioning]
+"""What guides a sampling run: the same all along, or chosen by noise level."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A run of token states that one tokenizer stands behind.
+
+    Attributes:
+        ids: padded, (n, tokens).
+        end: id of the token that ends a text.
+    """
+
+    ids: Tensor
+    end: int
+
+
+@dataclass(frozen=True)
+class TextStream:
+    """One way by which the text encoders' output enters the denoiser.
+
+    Attributes:
+        layers: the layers that receive it as it is, by name in the denoiser.
+        states: what these layers read of n prompts, (n, tokens, width).
+        tokenised: whether `states` has one row a token; if not, one row stands for all the text.
+    """
+
+    layers: Mapping[str, nn.Linear]
+    states: Callable[[Conditioning], Tensor]
+    tokenised: bool = True
+
+
+def token_states(conditioning: Conditioning) -> Tensor:
+    """The token states themselves, (n, tokens, width)."""
+    return conditioning.prompt_embeds
+
+
+def pooled_state(conditioning: Conditioning) -> Tensor:
+    """The pooled state as a text of one token, (n, 1, width)."""
+    assert conditioning.pooled is not None
+    return conditioning.pooled[:, None]
