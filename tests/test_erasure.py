@@ -18,7 +18,8 @@ from expunge.closed_form import Moments, Targets, solve
 from expunge.concept import Concept
 from expunge.eraser import UCE
 from expunge.erasure import Erasure, slug
-from expunge.exports import export, verify
+from expunge.exports import export
+from expunge.verification import verify
 
 
 def _predict(backbone: Backbone, prompt: str) -> torch.Tensor:

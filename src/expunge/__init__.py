@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from expunge.concept import Concept
     from expunge.eraser import ESD, TRACE, UCE
     from expunge.erasure import Erasure
-    from expunge.exports import export, verify
+    from expunge.exports import export
     from expunge.judge.base import Judge
     from expunge.judge.clip import CLIPJudge
+    from expunge.verification import verify
 
 HOMES = {
     "CLIPJudge": "expunge.judge.clip",
@@ -41,7 +42,7 @@ HOMES = {
     "erase": "expunge.api",
     "export": "expunge.exports",
     "load": "expunge.backbone.load",
-    "verify": "expunge.exports",
+    "verify": "expunge.verification",
 }
 """Where each public name lives. What lives in `expunge.eraser` is also a method of the CLI."""
 

@@ -325,26 +325,33 @@ def export(
     run: Run,
     *,
     format: Annotated[
-        Literal["diffusers", "kohya", "merged"], Parameter(help="What to write.")
+        Literal["diffusers", "kohya", "merged", "denoiser", "single"],
+        Parameter(
+            help="A LoRA file (`diffusers`, `kohya`), or with the changes built in: a whole model "
+            "(`merged`), its UNet or transformer (`denoiser`), one checkpoint file (`single`)."
+        ),
     ] = "diffusers",
     out: Annotated[Path | None, Parameter(help="Folder; the run's own by default.")] = None,
-    model: Annotated[str | None, Parameter(help="The original, for `merged`.")] = None,
+    model: Annotated[str | None, Parameter(help="The original; the record's by default.")] = None,
 ) -> None:
     """Write an erasure for other tools.
 
     Example: `expunge export runs/cat --format kohya`
     """
     from expunge.erasure import Erasure
+    from expunge.exports import WITHOUT_BASE
     from expunge.exports import export as write
 
     erasure = Erasure.load(run)
-    pipe = _backbone(model or erasure.record["model"]).pipe if format == "merged" else None
-    _say(str(write(erasure, out or (run / "merged" if format == "merged" else run), format, pipe)))
+    alone = format in WITHOUT_BASE
+    pipe = None if alone else _backbone(model or erasure.record["model"]).pipe
+    folder = out or (run / format if format in ("merged", "denoiser") else run)
+    _say(str(write(erasure, folder, format, pipe)))
 
 
 @app.command
 def verify(
-    path: Annotated[Path, Parameter(help="LoRA file or merged folder that Expunge wrote.")],
+    path: Annotated[Path, Parameter(help="File or folder that `expunge export` wrote.")],
     *,
     model: Annotated[str | None, Parameter(help="The original; the record's by default.")] = None,
     as_json: Json = False,
@@ -355,8 +362,8 @@ def verify(
 
     Example: `expunge verify runs/cat/pytorch_lora_weights.safetensors`
     """
-    from expunge.exports import recorded
-    from expunge.exports import verify as check
+    from expunge.verification import recorded
+    from expunge.verification import verify as check
 
     result = check(path, _backbone(model or recorded(path)["model"]))
     if as_json:

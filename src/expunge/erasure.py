@@ -29,6 +29,8 @@ SCHEMA = "expunge.erasure/1"
 RECORD = "erasure.json"
 ADAPTERS = "adapters"
 TARGETS = "closed_form.safetensors"
+SIGNATURE_SIDE = 256
+"""Pixels along a side of what signatures are taken of, at most."""
 
 
 def slug(name: str) -> str:
@@ -228,6 +230,7 @@ class Erasure:
             "model": first.get("model"),
             "architecture": backbone.architecture,
             "denoiser": backbone.denoiser_name,
+            "denoiser_config": backbone.denoiser_config,
             "model_hash": backbone.weight_hash(layers),
             "versions": first.get("versions"),
         }
@@ -394,15 +397,16 @@ def signatures(backbone: Backbone, prompts: Sequence[str]) -> list[dict[str, Any
     for prompt in (*prompts, ""):
         states = backbone.encode_prompts([prompt])
         with backbone.exact():
-            now = backbone.predict(latents, 0.5, states).float().cpu().flatten()
+            now = backbone.predict(latents, 0.5, states, 1.0).float().cpu().flatten()
             with original():
-                before = backbone.predict(latents, 0.5, states).float().cpu().flatten()
+                before = backbone.predict(latents, 0.5, states, 1.0).float().cpu().flatten()
         shift = float((now - before).norm() / before.norm())
         found.append({"prompt": prompt, "shift": shift, "signature": (directions @ now).tolist()})
     return found
 
 
 def _size(backbone: Backbone) -> tuple[int, int]:
+    """Small enough to be quick on a large model, and the same for whoever loads it."""
     sampling = backbone.profile.sampling
     assert sampling.height and sampling.width
-    return sampling.height, sampling.width
+    return min(sampling.height, SIGNATURE_SIDE), min(sampling.width, SIGNATURE_SIDE)

@@ -50,7 +50,10 @@ def _arguments(denoiser: Any, count: int = 2) -> dict[str, Any]:
 
     config = denoiser.config
     width = config.get("cross_attention_dim") or config.joint_attention_dim
-    given = {"encoder_hidden_states": randn(TEXT, width), "timestep": torch.full((count,), 0.5)}
+    given: dict[str, Any] = {
+        "encoder_hidden_states": randn(TEXT, width),
+        "timestep": torch.full((count,), 0.5),
+    }
     if "cross_attention_dim" in config:
         given["sample"] = randn(4, 8, 8)
         if config.addition_embed_type == "text_time":
@@ -141,9 +144,9 @@ def test_maps_are_what_the_processors_attend(name: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_denoiser_predicts_the_same_and_keeps_no_hook(name: str) -> None:
-    denoiser = _denoiser(name)
+    denoiser: Any = _denoiser(name)
     call = _call(denoiser)
-    processors = dict(denoiser.attn_processors)  # type: ignore[operator]
+    processors = dict(denoiser.attn_processors)
     before = call()
     with AttentionMaps(denoiser):
         within = call()
@@ -219,7 +222,7 @@ def test_softmax_is_in_float32_under_autocast(name: str) -> None:
             call()
     for layer, probabilities in maps.layers.items():
         assert probabilities.dtype == torch.float32
-        assert torch.allclose(probabilities, exact[layer], atol=0.1)
+        assert (probabilities - exact[layer]).abs().mean() < 0.03
         assert not torch.equal(probabilities, probabilities.bfloat16().float())
 
 

@@ -10,32 +10,17 @@ from backbone.architectures import REAL, SIDE, TINY, tiny_flux_dev
 from expunge.backbone.attention import AttentionMaps
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_full_size_models_have_the_published_number_of_parameters(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "layers"), [("sd15", 16), ("sdxl", 70), ("sd3", 24), ("flux", 19 + 38)]
+)
+def test_full_size_models_are_the_published_ones(name: str, layers: int) -> None:
     build, parameters = REAL[name]
     with torch.device("meta"):
         denoiser = build()
     assert sum(parameter.numel() for parameter in denoiser.parameters()) == parameters
-
-
-@pytest.mark.parametrize(("name", "layers"), [("sd15", 16), ("sdxl", 70), ("sd3", 24)])
-def test_every_attention_to_text_is_recorded(name: str, layers: int) -> None:
-    build, _ = REAL[name]
-    with torch.device("meta"):
-        denoiser = build()
-        latents = torch.randn(1, denoiser.config.in_channels, 32, 32)
-        width = denoiser.config.get("cross_attention_dim") or denoiser.config.joint_attention_dim
-        call: dict[str, Any] = {"encoder_hidden_states": torch.randn(1, 77, width)}
-        call |= {"timestep": torch.ones(1)}
-        if name == "sd3":
-            call["pooled_projections"] = torch.randn(1, 2048)
-        if name == "sdxl":
-            more = {"text_embeds": torch.randn(1, 1280), "time_ids": torch.randn(1, 6)}
-            call["added_cond_kwargs"] = more
-        with torch.no_grad(), AttentionMaps(denoiser) as maps:
-            denoiser(latents, **call)
-    assert len(maps.layers) == layers
-    assert {probabilities.shape[-1] for probabilities in maps.layers.values()} == {77}
+    with AttentionMaps(denoiser):
+        hooked = [part for part in denoiser.modules() if part._forward_hooks]
+    assert sum(hasattr(part, "heads") for part in hooked) == layers
 
 
 @pytest.mark.parametrize("name", TINY)

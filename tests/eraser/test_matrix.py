@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from backbone.architectures import TINY
 
 import expunge
 from expunge.backbone.base import Backbone
+from expunge.backbone.load import as_backbone
 from expunge.concept import Concept, split_of
 from expunge.eraser import ESD, TRACE, UCE
 from expunge.eraser.base import Eraser, FineTuner, Points
 from expunge.erasure import Erasure
-from expunge.exports import export, verify
+from expunge.exports import export
 from expunge.run.fit import DivergedError
+from expunge.verification import verify
 
 TUNING: dict[str, Any] = {"steps": 3, "trajectories": 3, "batch_size": 2, "rank": 2, "lr": 1e-3}
 
@@ -55,6 +59,54 @@ def test_every_eraser_works_from_end_to_end(
     again = Erasure.load(erasure.save(tmp_path / "run"))
     assert again.weights_hash() == erasure.weights_hash()
     assert verify(export(again, tmp_path / "run"), pipe)["agree"]
+
+
+@pytest.fixture(scope="module", params=list(TINY))
+def architecture(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Any]:
+    """A pipeline of a real architecture, loaded from a folder as a user's would be."""
+    folder = tmp_path_factory.mktemp(request.param)
+    TINY[request.param]().save_pretrained(folder)
+    return request.param, expunge.load(folder, device="cpu")
+
+
+FORMATS = ("diffusers", "kohya", "denoiser", "merged", "single")
+LACKING = {
+    **{(name, "kohya"): "has no names for sd3" for name in ("sd3", "sd35")},
+    **{
+        (name, "single"): "a single file holds a Stable Diffusion"
+        for name in ("sd3", "sd35", "flux_dev", "flux_schnell")
+    },
+}
+"""What an architecture cannot be written as, and the words that say so."""
+
+
+@pytest.mark.parametrize("name", ["uce, prompts", "esd, kept", "trace"])
+def test_every_eraser_works_on_every_architecture(
+    name: str, architecture: tuple[str, Any], tmp_path: Path
+) -> None:
+    family, pipe = architecture
+    backbone = as_backbone(pipe)
+    cat = Concept("cat", anchor="dog", templates=("a [photo|picture|drawing|view] of a {}",))
+    eraser = ERASERS[name]
+    if isinstance(eraser, FineTuner):  # few steps, and no guidance where there must be none
+        eraser = dataclasses.replace(eraser, guidance_scale=1.0, trajectories=2, resolution=64)
+    before = backbone.weight_hash()
+    erasure = eraser.erase(backbone, [cat])
+    assert erasure.record["fingerprint"]["predictions"][0]["shift"] > 0
+    if name != "esd, kept":
+        assert set(backbone.prompt_projections()) <= set(erasure.layers)
+    again = Erasure.load(erasure.save(tmp_path / "run"))
+    for kind in FORMATS:
+        lacking = LACKING.get((family, kind))
+        if lacking:
+            with pytest.raises(ValueError, match=lacking):
+                export(again, tmp_path / kind, kind, pipe)
+            continue
+        report = verify(export(again, tmp_path / kind, kind, pipe), pipe)
+        assert report["agree"], (kind, report)
+    assert backbone.weight_hash() == before
 
 
 @pytest.mark.usefixtures("untouched")
@@ -121,6 +173,12 @@ def test_tokens_are_aligned_by_what_prompts_share(backbone: Backbone) -> None:
 def test_bad_hyperparameters_are_refused_on_construction(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_a_prompt_the_encoder_cuts_is_refused(pipe: Any) -> None:
+    endless = Concept("cat", templates=("a [big|small] " + "very " * 100 + "{}",))
+    with pytest.raises(ValueError, match=r"has \d+ tokens; the text encoder reads 77"):
+        UCE().erase(pipe, [endless])
 
 
 def test_a_concept_without_prompts_is_refused_before_any_work(pipe: Any) -> None:

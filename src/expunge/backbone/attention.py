@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
@@ -136,9 +136,10 @@ def _text_attention(
     """
 
     def heads(projection: str, norm_name: str) -> Tensor:
-        states = projected[projection].unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        norm = getattr(attention, norm_name, None)
-        return states if norm is None else norm(states)
+        states = projected[projection]
+        states = states.view(*states.shape[:2], attention.heads, -1).transpose(1, 2)
+        norm: nn.Module | None = getattr(attention, norm_name, None)
+        return states if norm is None else cast("Tensor", norm(states))
 
     queries, keys = heads("to_q", "norm_q"), heads("to_k", "norm_k")
     if attention.pre_only:

@@ -83,6 +83,12 @@ class Backbone(ABC):
         return denoiser
 
     @property
+    def denoiser_config(self) -> dict[str, Any]:
+        """How the denoiser is built, as its `config.json` says."""
+        config: Any = self.denoiser.config
+        return {name: value for name, value in config.items() if not name.startswith("_")}
+
+    @property
     def device(self) -> torch.device:
         """Where predictions are computed; with offloading the weights may lie elsewhere."""
         device: torch.device = self.pipe._execution_device

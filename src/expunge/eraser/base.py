@@ -71,6 +71,7 @@ class Eraser(ABC):
         start = time.monotonic()
         if backbone.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
+        _check_lengths(backbone, concepts)
         result = self._run(backbone, concepts, folder)
         layers = {name for part in result.parts for name in part.factors}
         record = {
@@ -79,6 +80,7 @@ class Eraser(ABC):
             "model": backbone.name_or_path or backbone.name,
             "architecture": backbone.architecture,
             "denoiser": backbone.denoiser_name,
+            "denoiser_config": backbone.denoiser_config,
             "prediction": backbone.prediction,
             "model_hash": backbone.weight_hash(layers),
             "dtype": str(backbone.dtype).removeprefix("torch."),
@@ -154,6 +156,7 @@ class FineTuner(Eraser):
         attention: which attention is trained: `cross`, `self` or `all`.
         trajectories: sampling runs per concept that training points are taken from.
         guidance_scale: of those runs.
+        resolution: pixels along a side of what is drawn in them; None for the model's own.
         preserve: weight of the loss that holds other prompts still; 0 for none.
         synonyms: whether the concept's synonyms are trained on as well.
     """
@@ -165,6 +168,7 @@ class FineTuner(Eraser):
     attention: Attention = "all"
     trajectories: int = 32
     guidance_scale: float = 3.0
+    resolution: int | None = None
     preserve: float = 1.0
     synonyms: bool = False
 
@@ -201,7 +205,10 @@ class FineTuner(Eraser):
         return turns[: self.trajectories]
 
     def _sampling(self, backbone: Backbone) -> Sampling:
-        return replace(backbone.profile.sampling, guidance_scale=self.guidance_scale)
+        usual = replace(backbone.profile.sampling, guidance_scale=self.guidance_scale)
+        if self.resolution is None:
+            return usual
+        return replace(usual, height=self.resolution, width=self.resolution)
 
     def walk(
         self,
@@ -279,7 +286,9 @@ class FineTuner(Eraser):
         return error[:count].mean() + self.preserve * (weight * error[count:]).mean()
 
     def _run(self, backbone: Backbone, concepts: Sequence[Concept], folder: Path | None) -> Result:
-        backbone.check_guidance(self.guidance_scale)
+        sampling = self._sampling(backbone)
+        backbone.check_guidance(sampling.guidance_scale)
+        backbone.latent_shape(sampling.height or 0, sampling.width or 0)
         targets = self.closed_form(backbone, concepts)
         closed = solve_streams(backbone, targets)
         with original(), progress_bar("sampling trajectories", len(concepts)) as advance:
@@ -377,6 +386,16 @@ def _check_concepts(concepts: Sequence[Concept]) -> None:
                 f"the templates of {concept.name!r} give no training prompt; give it templates "
                 "with more alternatives"
             )
+
+
+def _check_lengths(backbone: Backbone, concepts: Sequence[Concept]) -> None:
+    """Refuse training prompts whose end, and perhaps the concept, the text encoder never reads."""
+    texts = [text for c in concepts for pair in c.pairs("train", 50) for text in pair]
+    for text, (count, limit) in backbone.cut_short(texts).items():
+        raise ValueError(
+            f"a template gives {text!r}, which has {count} tokens; the text encoder reads {limit}, "
+            "so shorten the template or the name"
+        )
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.nn import functional as F
 
 from expunge.adapter import LowRank
@@ -148,3 +149,45 @@ def _fuse(present: Mapping[str, LowRank], members: Mapping[str, int]) -> LowRank
         parts.append(LowRank(part.down, F.pad(part.up, (0, 0, above, below))))
         above += times * width
     return LowRank.stack(parts)
+
+
+def is_kohya_flux(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file's tensors have the names that `kohya_flux` gives."""
+    starts = tuple(f"{_PREFIX}{start}" for start in ("double_blocks_", "single_blocks_", "txt_in"))
+    return any(key.startswith(starts) for key in tensors)
+
+
+def read_kohya_flux(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, LowRank]:
+    """Changes by diffusers name, as a kohya FLUX file holds them.
+
+    Args:
+        tensors: of the file.
+        shapes: outputs and inputs of the layers to look for, by diffusers name.
+
+    Returns:
+        The changes of those layers that the file has, scaled by alpha / rank.
+    """
+    found = {}
+    for name, (outputs, _) in shapes.items():
+        stack, index, inner = _split(name)
+        key, first = _flux_key(name, stack, index, inner, outputs)
+        key = _PREFIX + key.replace(".", "_")
+        if f"{key}.lora_down.weight" not in tensors:
+            continue
+        down, up = (tensors[f"{key}.lora_{side}.weight"] for side in ("down", "up"))
+        scale = float(tensors[f"{key}.alpha"]) / len(down)
+        found[name] = LowRank(down, scale * up[first : first + outputs])
+    return found
+
+
+def _flux_key(name: str, stack: str, index: str, inner: str, outputs: int) -> tuple[str, int]:
+    """The layer's name there, without dots, and the first of its rows in a fused layer."""
+    for layer, members in _FUSED.get(stack, {}).items():
+        if inner in members:
+            place = list(members).index(inner)
+            width = outputs // members[inner]
+            before = sum(list(members.values())[:place]) * width
+            return f"{_BLOCKS[stack]}.{index}.{layer}", before
+    return _flux_name(name), 0
