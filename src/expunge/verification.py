@@ -125,7 +125,8 @@ def _read_by_diffusers(path: Path, before: Backbone, record: Mapping[str, Any]) 
     if (path / "model_index.json").is_file():
         return kind.from_pretrained(path, dtype=before.dtype)
     if path.is_dir():
-        denoiser = type(before.denoiser).from_pretrained(path, dtype=before.dtype)
+        network: Any = type(before.denoiser)
+        denoiser = network.from_pretrained(path, dtype=before.dtype)
         return kind(**parts | {before.denoiser_name: denoiser}, **options)
     with safe_open(path, "pt") as handle:
         lora = any("lora" in key for key in handle.keys())  # noqa: SIM118

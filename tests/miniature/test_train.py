@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 import expunge
+from expunge.backbone.profile import BUNDLED
 from expunge.judge.clip import CLIPJudge
 from expunge.judge.miniature import MiniatureJudge
+from expunge.miniature import flux, t5
 from expunge.miniature.train import Plans, train
 from expunge.run.fit import Plan
 
@@ -40,6 +43,54 @@ def test_a_short_training_makes_everything(tmp_path: Path) -> None:
     second = expunge.load(again, device="cpu")
     for first, other in zip(pipe.unet.parameters(), second.unet.parameters(), strict=True):
         assert torch.equal(first, other)
+
+
+def test_a_short_training_makes_flux(tmp_path: Path) -> None:
+    plans = flux.Plans(FEW, replace(FEW, ema=0.9), replace(FEW, ema=0.9))
+    folders = flux.train(tmp_path, plans, "cpu", count=60, base=BUNDLED["miniature-sd"])
+    for folder, embeds in zip(folders, (False, True), strict=True):
+        pipe = expunge.load(folder, device="cpu")
+        assert pipe.transformer.config.guidance_embeds is embeds
+        assert all(p.dtype == torch.float32 for p in pipe.text_encoder_2.parameters())
+        image = pipe(
+            "a photo of a cat",
+            negative_prompt="",
+            true_cfg_scale=4.0,
+            height=64,
+            width=64,
+            max_sequence_length=t5.LENGTH,
+            num_inference_steps=2,
+        ).images[0]
+        assert image.size == (64, 64)
+        assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 25e6
+    assert flux.train(tmp_path, plans, "cpu", 60, BUNDLED["miniature-sd"]) == folders
+
+
+def test_distillation_starts_from_the_teacher_without_guidance() -> None:
+    from expunge.miniature.transformer import build
+
+    teacher, student = build(), build(guidance_embeds=True)
+    missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
+    assert not unexpected
+    assert missing and all("guidance_embedder" in name for name in missing)
+
+
+def test_span_corruption_loses_nothing() -> None:
+    """What the encoder reads and what the decoder says make the text again."""
+    rng = random.Random(0)
+    sentinels = list(range(900, 916))
+    for _ in range(200):
+        ids = [rng.randrange(3, 800) for _ in range(rng.randint(1, 30))]
+        kept, lost = t5.corrupt(ids, sentinels, 1, rng)
+        assert kept[-1] == lost[-1] == 1
+        spans: dict[int, list[int]] = {}
+        for token in lost[:-1]:
+            if token in sentinels:
+                spans[token] = []
+            else:
+                spans[next(reversed(spans))].append(token)
+        whole = [t for token in kept[:-1] for t in spans.get(token, [token])]
+        assert whole == ids
 
 
 def test_a_share_shortens_every_stage() -> None:

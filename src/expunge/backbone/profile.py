@@ -12,7 +12,8 @@ PROFILE = "expunge.json"
 """What a model's folder may say about itself: how it is sampled best and what it can draw."""
 
 _WEIGHTS = Path(__file__).parent.parent / "miniature" / "weights"
-BUNDLED = {name: _WEIGHTS / name for name in ("miniature-sd", "miniature-flux")}
+_NAMES = ("miniature-sd", "miniature-flux", "miniature-flux-dev")
+BUNDLED = {name: _WEIGHTS / name for name in _NAMES}
 """Models that come with the package, by name."""
 
 

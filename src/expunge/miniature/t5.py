@@ -18,7 +18,7 @@ PLAN = Plan(steps=1200, lr=1e-3, decay_from=0.5)
 BATCH = 128
 WIDTH = 128
 LENGTH = 32
-"""Tokens of a prompt, in training and when drawing; the longest caption has 27."""
+"""Tokens of a prompt, in training and when drawing; the longest caption has 26."""
 WORDS = 800
 SENTINELS = 16
 LOST_SHARE = 0.25

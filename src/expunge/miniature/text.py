@@ -137,3 +137,13 @@ def encode(
     for part in torch.split(ids, batch):
         states.append(encoder(part.to(device)).last_hidden_state.half().cpu())
     return torch.cat(states)
+
+
+@torch.no_grad()
+def pool(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str], batch: int = 256
+) -> Tensor:
+    """Pooled state of every caption, float16, (n, width)."""
+    device = next(encoder.parameters()).device
+    parts = (encoder(part.to(device)) for part in torch.split(tokens(tokenizer, captions), batch))
+    return torch.cat([out.pooler_output.half().cpu() for out in parts])

@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 from diffusers import (
     AutoencoderKL,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -47,21 +48,7 @@ class Plans:
         Raises:
             ValueError: the share is not in (0, 1].
         """
-        if not 0 < share <= 1:
-            raise ValueError(f"share must be above 0 and at most 1, got {share}")
-
-        def short(steps: int) -> int:
-            return max(1, round(steps * share))
-
-        stages = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return Plans(
-            **{
-                name: dataclasses.replace(
-                    plan, steps=short(plan.steps), keep=tuple(map(short, plan.keep))
-                )
-                for name, plan in stages.items()
-            }
-        )
+        return Plans(*(getattr(self, f.name).shortened(share) for f in dataclasses.fields(self)))
 
 
 def assemble(
@@ -84,19 +71,34 @@ def assemble(
     )
 
 
-def save(pipe: StableDiffusionPipeline, folder: Path, sampling: Sampling = SAMPLING) -> None:
-    """Write the pipeline in half precision, with a profile, so that it loads without arguments."""
+def save(
+    pipe: DiffusionPipeline,
+    folder: Path,
+    sampling: Sampling = SAMPLING,
+    preset: str = "miniature-sd",
+    max_sequence_length: int | None = None,
+) -> None:
+    """Write a pipeline in half precision, with a profile, so that it loads without arguments.
+
+    Args:
+        pipe: of the miniature world.
+        folder: where to.
+        sampling: how it draws best.
+        preset: name of the hyperparameters tuned on it.
+        max_sequence_length: tokens its T5 reads, if it has one.
+    """
     pipe.to(torch.float16).save_pretrained(folder)
-    # transformers would load the text encoder in half precision beside a float32 UNet.
-    config = folder / "text_encoder" / "config.json"
-    settings = json.loads(config.read_text()) | {"dtype": "float32"}
-    config.write_text(json.dumps(settings, indent=2) + "\n")
+    for config in folder.glob("text_encoder*/config.json"):
+        # transformers would load a text encoder in half precision beside a float32 denoiser.
+        settings = json.loads(config.read_text()) | {"dtype": "float32"}
+        config.write_text(json.dumps(settings, indent=2) + "\n")
     chosen = {k: v for k, v in dataclasses.asdict(sampling).items() if v is not None}
     profile = {
         "schema": "expunge.model/1",
         "judge": "miniature-conv",
-        "preset": "miniature-sd",
+        "preset": preset,
         "sampling": chosen,
+        "max_sequence_length": max_sequence_length,
         "concepts": [concept.to_dict() for concept in concepts()],
     }
     (folder / PROFILE).write_text(json.dumps(profile, indent=1) + "\n")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from expunge.backbone.flow import pack, positions
 from expunge.run.fit import Plan, fit
 
 PLAN = Plan(steps=12_000, lr=1e-3, warmup=300, decay_from=0.5, ema=0.999)
+DISTILLATION = Plan(steps=1000, lr=3e-4, warmup=50, decay_from=0.4, ema=0.99)
 BATCH = 32
+GUIDANCE = (1.0, 6.0)
 EMPTY_SHARE = 0.1
 SIDE = 8
 """Tokens along a side of the picture: 16 latents, packed two by two."""
@@ -47,43 +51,73 @@ def build(guidance_embeds: bool = False) -> FluxTransformer2DModel:
     )
 
 
-def pack(latents: Tensor) -> Tensor:
-    """(n, 4, 16, 16) to (n, 64, 16): each token holds two by two neighbours, channel by channel."""
-    count, channels, height, width = latents.shape
-    blocks = latents.view(count, channels, height // 2, 2, width // 2, 2)
-    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * 4)
-
-
-def positions(tokens: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Rotary positions of the picture's tokens, (64, 3), and of the text's, (tokens, 3)."""
-    picture = torch.zeros(SIDE, SIDE, 3)
-    picture[..., 1] += torch.arange(SIDE)[:, None]
-    picture[..., 2] += torch.arange(SIDE)
-    return picture.view(-1, 3).to(device), torch.zeros(tokens, 3, device=device)
-
-
 def noise_levels(count: int, generator: torch.Generator) -> Tensor:
     """Levels to train at, (count,): logit-normal, shifted as when drawing (Esser et al. 2024)."""
     uniform = torch.randn(count, generator=generator).sigmoid()
     return SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
 
 
+@dataclass(frozen=True)
+class Scenes:
+    """Pictures and captions, encoded once.
+
+    Attributes:
+        mean: of every picture's latent, (n, 4, 16, 16), unscaled.
+        deviation: its standard deviation, (n, 4, 16, 16).
+        scale: the autoencoder's scaling factor.
+        states: T5's token states, (n, 32, 128).
+        pooled: CLIP's pooled state, (n, 128).
+        empty: T5's states of the empty prompt, (1, 32, 128).
+        empty_pooled: CLIP's, (1, 128).
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    scale: float
+    states: Tensor
+    pooled: Tensor
+    empty: Tensor
+    empty_pooled: Tensor
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Random packed latents (b, 64, 16), noise like them, token and pooled states."""
+        index = torch.randint(len(self.mean), (BATCH,), generator=generator)
+        spread = torch.randn(self.mean[index].shape, generator=generator)
+        clean = pack((self.mean[index] + self.deviation[index] * spread) * self.scale)
+        noise = torch.randn(clean.shape, generator=generator)
+        return clean, noise, self.states[index].float(), self.pooled[index].float()
+
+
+def _predict(
+    model: FluxTransformer2DModel,
+    noisy: Tensor,
+    levels: Tensor,
+    states: Tensor,
+    pooled: Tensor,
+    guidance: Tensor | None = None,
+) -> Tensor:
+    """The velocity, float32, computed in bfloat16."""
+    picture = positions(SIDE, SIDE).to(noisy)
+    with torch.autocast(noisy.device.type, dtype=torch.bfloat16):
+        found: Tensor = model(
+            hidden_states=noisy,
+            timestep=levels,
+            guidance=guidance,
+            encoder_hidden_states=states,
+            pooled_projections=pooled,
+            img_ids=picture,
+            txt_ids=torch.zeros(states.shape[1], 3).to(noisy),
+        ).sample
+    return found.float()
+
+
 def train(
-    latents: tuple[Tensor, Tensor],
-    scale: float,
-    text: tuple[Tensor, Tensor],
-    empty: tuple[Tensor, Tensor],
-    folder: Path,
-    plan: Plan = PLAN,
-    device: str = "cpu",
+    scenes: Scenes, folder: Path, plan: Plan = PLAN, device: str = "cpu"
 ) -> FluxTransformer2DModel:
     """Train on predicting noise minus picture.
 
     Args:
-        latents: mean and standard deviation of every picture, (n, 4, 16, 16), unscaled.
-        scale: the autoencoder's scaling factor.
-        text: T5's token states (n, 32, 128) and CLIP's pooled state (n, 128) of every caption.
-        empty: the same of the empty prompt, n = 1.
+        scenes: pictures and captions.
         folder: where checkpoints go.
         plan: length and speed.
         device: where to train.
@@ -92,29 +126,64 @@ def train(
         The running average of the weights.
     """
     model = build().to(device)
-    mean, deviation = latents
-    states, pooled = text
-    picture, words = positions(states.shape[1], device)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(mean), (BATCH,), generator=generator)
-        spread = torch.randn(mean[index].shape, generator=generator)
-        clean = pack((mean[index] + deviation[index] * spread) * scale)
-        noise = torch.randn(clean.shape, generator=generator)
+        clean, noise, states, pooled = scenes.batch(generator)
         levels = noise_levels(BATCH, generator)
         at = levels[:, None, None]
         blank = torch.rand(BATCH, generator=generator) < EMPTY_SHARE
-        read = torch.where(blank[:, None, None], empty[0], states[index]).float()
-        summed = torch.where(blank[:, None], empty[1], pooled[index]).float()
-        with torch.autocast(device, dtype=torch.bfloat16):
-            predicted: Tensor = model(
-                hidden_states=((1 - at) * clean + at * noise).to(device),
-                timestep=levels.to(device),
-                encoder_hidden_states=read.to(device),
-                pooled_projections=summed.to(device),
-                img_ids=picture,
-                txt_ids=words,
-            ).sample
-        return (predicted.float() - (noise - clean).to(device)).square().mean()
+        states = torch.where(blank[:, None, None], scenes.empty.float(), states)
+        pooled = torch.where(blank[:, None], scenes.empty_pooled.float(), pooled)
+        noisy = ((1 - at) * clean + at * noise).to(device)
+        predicted = _predict(model, noisy, levels.to(device), states.to(device), pooled.to(device))
+        return (predicted - (noise - clean).to(device)).square().mean()
 
     return fit("transformer", model, loss, plan, folder=folder, seed=5).eval()
+
+
+def distil(
+    teacher: FluxTransformer2DModel,
+    scenes: Scenes,
+    folder: Path,
+    plan: Plan = DISTILLATION,
+    device: str = "cpu",
+) -> FluxTransformer2DModel:
+    """Teach a transformer that takes guidance as an input what guidance makes of the teacher.
+
+    It predicts v(∅) + g (v(c) − v(∅)) in one pass (Meng et al. 2023), g drawn from 1 to 6.
+
+    Args:
+        teacher: a trained transformer without guidance as an input.
+        scenes: pictures and captions.
+        folder: where checkpoints go.
+        plan: length and speed.
+        device: where to train.
+
+    Returns:
+        The running average of the student's weights.
+    """
+    torch.manual_seed(1)
+    student = build(guidance_embeds=True).to(device)
+    missing, _ = student.load_state_dict(teacher.state_dict(), strict=False)
+    assert all("guidance_embedder" in name for name in missing)
+    last = student.time_text_embed.guidance_embedder.linear_2
+    torch.nn.init.zeros_(last.weight)  # so that it begins as the teacher without guidance
+    torch.nn.init.zeros_(last.bias)
+    low, high = GUIDANCE
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        clean, noise, states, pooled = (part.to(device) for part in scenes.batch(generator))
+        levels = noise_levels(BATCH, generator).to(device)
+        scale = (low + (high - low) * torch.rand(BATCH, generator=generator)).to(device)
+        at = levels[:, None, None]
+        noisy = (1 - at) * clean + at * noise
+        with torch.no_grad():
+            toward = _predict(teacher, noisy, levels, states, pooled)
+            nothing = scenes.empty.float().to(device).expand_as(states)
+            without = scenes.empty_pooled.float().to(device).expand_as(pooled)
+            away = _predict(teacher, noisy, levels, nothing, without)
+        wanted = away + scale[:, None, None] * (toward - away)
+        predicted = _predict(student, noisy, levels, states, pooled, scale)
+        return (predicted - wanted).square().mean()
+
+    return fit("distillation", student, loss, plan, folder=folder, seed=6).eval()

@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +66,17 @@ class Plan:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if not self.lr > 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
+
+    def shortened(self, share: float) -> Plan:
+        """The same plan with a share of the steps.
+
+        Raises:
+            ValueError: the share is not in (0, 1].
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, got {share}")
+        steps, *keep = (max(1, round(step * share)) for step in (self.steps, *self.keep))
+        return replace(self, steps=steps, keep=tuple(keep))
 
     def rate(self, step: int) -> float:
         """The share of `lr` used at a step (counted from 0)."""
