@@ -12,6 +12,7 @@ from backbone.architectures import REAL, SIDE, TINY
 from diffusers import DPMSolverMultistepScheduler, FluxPipeline
 from torch import nn
 
+from expunge.backbone.attention import attention_to, token_places
 from expunge.backbone.base import Backbone
 from expunge.backbone.conditioning import Conditioning
 from expunge.backbone.flow import FluxBackbone, pack, positions, unpack
@@ -152,6 +153,19 @@ def test_a_prompt_too_long_is_named(tiny: Backbone) -> None:
     assert list(found) == [long]
     tokens, limit = found[long]
     assert tokens > limit >= 77
+
+
+def test_attention_to_a_name_is_a_map_of_the_picture(tiny: Backbone) -> None:
+    prompts = ["a photo of a cat on a mat", "a cat"]
+    places = token_places(tiny, prompts, "cat")
+    assert places.shape == tiny.encode_prompts(prompts).prompt_embeds.shape[:2]
+    assert (places.sum(dim=1) == places[1].sum()).all()
+    latents = _noise(tiny)
+    found = attention_to(tiny, latents, 0.5, prompts, "cat")
+    assert found.shape == (2, *latents.shape[-2:])
+    assert found.requires_grad and (found > 0).all() and (found < 1).all()
+    with pytest.raises(ValueError, match="does not hold 'dog'"):
+        token_places(tiny, prompts, "dog")
 
 
 @pytest.mark.parametrize("attention", ["cross", "self", "all"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, cast
@@ -14,6 +14,9 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
+
+from expunge.backbone.base import Backbone
+from expunge.backbone.conditioning import Tokens
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of every position, text first, (text_tokens + picture_places, head_dim)."""
@@ -201,3 +204,63 @@ def _grid(pixels: int, height: int, width: int) -> tuple[int, int]:
             f"never make a layer's {pixels} places"
         )
     return rows, columns
+
+
+def token_places(backbone: Backbone, prompts: Sequence[str], name: str) -> Tensor:
+    """Which token states of n prompts belong to a name, bool (n, tokens).
+
+    Raises:
+        ValueError: a prompt does not hold the name.
+    """
+    runs, own = backbone.tokens(prompts), backbone.tokens([name])
+    found = torch.cat([_find(run, alone) for run, alone in zip(runs, own, strict=True)], dim=1)
+    for prompt, row in zip(prompts, found, strict=True):
+        if not row.any():
+            raise ValueError(f"the prompt {prompt!r} does not hold {name!r}")
+    width = backbone.encode_prompts(prompts[:1]).prompt_embeds.shape[1]
+    return F.pad(found, (0, width - found.shape[1]))  # SD3 without T5 reads zeros there
+
+
+def _find(run: Tokens, alone: Tokens) -> Tensor:
+    """Where a text's tokens occur in others, bool (n, tokens)."""
+    wanted = alone.ids[0, : int((alone.ids[0] == alone.end).long().argmax())]
+    if run.start is not None:
+        wanted = wanted[wanted != run.start]
+    windows = run.ids.unfold(1, len(wanted), 1)
+    starts = (windows == wanted).all(dim=2)
+    found = torch.zeros_like(run.ids, dtype=torch.bool)
+    for shift in range(len(wanted)):
+        found[:, shift : shift + starts.shape[1]] |= starts
+    return found
+
+
+def attention_to(
+    backbone: Backbone,
+    latents: Tensor,
+    level: Tensor | float,
+    prompts: Sequence[str],
+    name: str,
+    *,
+    only: Callable[[str], bool] | None = None,
+) -> Tensor:
+    """How much every place of the picture attends to a name in its prompt.
+
+    Args:
+        backbone: the model, as it stands: with an erasure applied, the erased one.
+        latents: noisy latents, (n, channels, height, width).
+        level: their noise level.
+        prompts: n prompts that hold the name.
+        name: the words whose tokens count.
+        only: which layers are recorded, by name; None for all.
+
+    Returns:
+        (n, height, width) on the latents' grid, the mean over layers and heads; with a graph unless
+        gradients are off.
+
+    Raises:
+        ValueError: a prompt does not hold the name.
+    """
+    places = token_places(backbone, prompts, name).to(latents.device)
+    with AttentionMaps(backbone.denoiser, only=only) as maps:
+        backbone.predict(latents, level, backbone.encode_prompts(prompts))
+    return combine(maps.layers, places, *latents.shape[-2:])

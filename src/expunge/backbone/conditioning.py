@@ -53,10 +53,12 @@ class Tokens:
     Attributes:
         ids: padded, (n, tokens).
         end: id of the token that ends a text.
+        start: id of the token that begins one, None where there is none.
     """
 
     ids: Tensor
     end: int
+    start: int | None = None
 
 
 @dataclass(frozen=True)

@@ -196,4 +196,4 @@ def clip_tokens(tokenizer: Any, prompts: Sequence[str]) -> Tokens:
         truncation=True,
         return_tensors="pt",
     )
-    return Tokens(batch.input_ids, int(tokenizer.eos_token_id))
+    return Tokens(batch.input_ids, int(tokenizer.eos_token_id), int(tokenizer.bos_token_id))
