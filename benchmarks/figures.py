@@ -1,6 +1,7 @@
 """Measure the figures of docs/figures.md again: three methods on six concepts fixed in advance.
 
     python benchmarks/figures.py [--out runs/figures] [--jobs 2] [--methods trace uce esd]
+                                 [--model miniature-sd]
 
 Every step is kept: a stopped run goes on where it was. About an hour on two cores.
 """
@@ -26,10 +27,10 @@ def expunge(*arguments: str) -> None:
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
-def measure(method: str, concept: str, out: Path) -> Path:
+def measure(method: str, concept: str, model: str, out: Path) -> Path:
     folder = out / f"{method}-{concept.replace(' ', '-')}"
     if not (folder / "erasure.json").exists():
-        expunge("erase", concept, "--method", method, "--out", str(folder))
+        expunge("erase", concept, "--method", method, "--model", model, "--out", str(folder))
     target, neighbour, unrelated = map(str, SIZES[method])
     sizes = ("--prompts", target, "--neighbours", neighbour, "--unrelated", unrelated)
     expunge("audit", str(folder), *sizes, "--store", str(out / "store"), "--no-frechet")
@@ -86,10 +87,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/figures"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--model", default="miniature-sd")
     asked = parser.parse_args()
     jobs = [(method, concept) for method in asked.methods for concept in CONCEPTS]
     with ThreadPoolExecutor(asked.jobs) as pool:
-        folders = list(pool.map(lambda job: measure(*job, asked.out), jobs))
+        folders = list(pool.map(lambda job: measure(*job, asked.model, asked.out), jobs))
     lines = []
     for (method, _), folder in zip(jobs, folders, strict=True):
         lines.append(line(method.upper(), json.loads((folder / "log" / "audit.json").read_text())))

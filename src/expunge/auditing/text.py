@@ -307,6 +307,18 @@ def _flags(
     return flags
 
 
+def _cut_short(backbone: Backbone, groups: Sequence[_Group]) -> list[dict[str, Any]]:
+    """A flag where the text encoder did not read prompts to their end."""
+    found = backbone.cut_short([prompt.text for group in groups for prompt in group.prompts])
+    if not found:
+        return []
+    text = (
+        f"{len(found)} prompts are longer than the text encoder reads and were cut, "
+        f"for example {min(found)!r}."
+    )
+    return [{"code": "prompts-cut-short", "concept": None, "text": text}]
+
+
 def _figures(results: Results, threshold: float, frechet: dict[str, Any] | None) -> dict[str, Any]:
     """Everything the log says in numbers."""
     cells, differences = [], []
@@ -380,6 +392,8 @@ def audit(
     shelf.check_writable()
     runner = _Runner(backbone, erasure, strength, judge, shelf, sampling)
     results, distances = runner.run(groups, frechet)
+    figures = _figures(results, judge.threshold, distances)
+    figures["flags"] += _cut_short(backbone, groups)
     data = {
         "schema": SCHEMA,
         "target": {
@@ -391,7 +405,7 @@ def audit(
             "strength": strength,
             "split": split,
         },
-        **_figures(results, judge.threshold, distances),
+        **figures,
         "judge": {
             "name": judge.name,
             "version": judge.version,
