@@ -27,12 +27,8 @@ WITHOUT_BASE = ("diffusers", "kohya")
 LORA = "pytorch_lora_weights.safetensors"
 KOHYA = "kohya_lora.safetensors"
 SINGLE = "model.safetensors"
-_KOHYA = {
-    "sd": ("networks.lora", "stable-diffusion-v1"),
-    "sdxl": ("networks.lora", "stable-diffusion-xl-v1-base"),
-    "flux": ("networks.lora_flux", "flux-1-dev"),
-}
-"""The trainer's module and the model's name for each architecture that kohya knows."""
+_KOHYA = ("sd", "sdxl", "flux")
+"""Architectures that kohya has names for."""
 
 
 def _uniform(erasure: Erasure) -> tuple[dict[str, LowRank], int]:
@@ -94,17 +90,32 @@ def write_kohya(erasure: Erasure, folder: Path) -> Path:
         tensors[f"{key}.lora_up.weight"] = change.up.float().contiguous()
         tensors[f"{key}.alpha"] = torch.tensor(float(change.rank))
     names = ", ".join(concept.name for concept in erasure.concepts)
-    module, model = _KOHYA[architecture]
     header = _header(erasure) | {
-        "ss_network_module": module,
+        **_kohya_model(erasure),
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
         "modelspec.title": f"Without {names}",
-        "modelspec.architecture": f"{model}/lora",
     }
     path = folder / KOHYA
     write_atomically(path, lambda target: save_file(tensors, target, metadata=header))
     return path
+
+
+def _kohya_model(erasure: Erasure) -> dict[str, str]:
+    """What front ends look at to tell for which model a file is."""
+    module, version, model = "networks.lora", "sd_v1", "stable-diffusion-v1"
+    if erasure.record["architecture"] == "flux":
+        module, version, model = "networks.lora_flux", "flux1", "flux-1-dev"
+    elif erasure.record["architecture"] == "sdxl":
+        version, model = "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
+    elif erasure.record["denoiser_config"]["cross_attention_dim"] == 1024:
+        version, model = "sd_v2", "stable-diffusion-v2"
+    return {
+        "ss_network_module": module,
+        "ss_base_model_version": version,
+        "ss_v2": str(version == "sd_v2"),
+        "modelspec.architecture": f"{model}/lora",
+    }
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from expunge.backbone.attention import attention_to, token_places
 from expunge.backbone.base import Backbone
 from expunge.backbone.conditioning import Conditioning
 from expunge.backbone.flow import FluxBackbone, pack, positions, unpack
+from expunge.backbone.inversion import Solver, invert
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import Sampling
 
@@ -135,12 +136,12 @@ def test_fixed_points_invert_euler_sampling(tiny: Backbone) -> None:
         errors = {
             solver: float(
                 (
-                    tiny.invert(latents, conditioning, sampling, solver=solver, iterations=25)
+                    invert(tiny, latents, conditioning, sampling, solver=solver, iterations=25)
                     - noise
                 ).norm()
                 / noise.norm()
             )
-            for solver in ("euler", "midpoint", "fixed_point")
+            for solver in get_args(Solver)
         }
     assert errors["fixed_point"] < 1e-3
     assert errors["fixed_point"] < errors["euler"]

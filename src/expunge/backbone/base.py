@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +23,6 @@ Prediction = Literal["epsilon", "v_prediction", "flow"]
 Attention = Literal["cross", "self", "all"]
 Precision = Literal["own", "bfloat16"]
 """How the denoiser computes: in its weights' own type, or its products in bfloat16."""
-
-Solver = Literal["euler", "midpoint", "fixed_point"]
-"""How inversion takes a step. `euler`: with the prediction where it stands (DDIM inversion, on
-ε-models). `midpoint`: with the prediction half a step ahead (second order, as RF-Solver).
-`fixed_point`: with the prediction where it arrives, found by iteration, so that Euler sampling
-leads back exactly."""
 
 
 class Backbone(ABC):
@@ -355,64 +348,6 @@ class Backbone(ABC):
             predicted = self.guided(latents, level, toward, sampling.guidance_scale, away)
             latents = scheduler.step(predicted, timestep, latents).prev_sample
         yield 0.0, latents
-
-    @torch.no_grad()
-    def invert(
-        self,
-        clean: Tensor,
-        conditioning: Conditioning,
-        sampling: Sampling,
-        *,
-        solver: Solver = "fixed_point",
-        iterations: int = 4,
-    ) -> Tensor:
-        """The noise from which a picture would be drawn, found by sampling backwards.
-
-        Args:
-            clean: clean latents, (n, channels, height, width).
-            conditioning: of n prompts.
-            sampling: steps, passed through in reverse; guidance as in drawing.
-            solver: how each step is taken.
-            iterations: predictions a fixed-point step takes.
-
-        Returns:
-            Latents at the highest noise level, shaped like `clean`.
-        """
-        self.check_guidance(sampling.guidance_scale)
-        empty = self.encode_prompts([""])
-
-        def predict(latents: Tensor, level: float) -> Tensor:
-            return self.guided(latents, level, conditioning, sampling.guidance_scale, empty)
-
-        latents = clean
-        levels = self.levels(sampling)[::-1]
-        for level, to in pairwise(levels):
-            if solver == "fixed_point":
-                latents = self._arrive(latents, level, to, predict, iterations)
-                continue
-            predicted = predict(latents, level)
-            if solver == "midpoint":
-                middle = (level + to) / 2
-                predicted = predict(self.move(latents, predicted, level, middle), middle)
-            latents = self.move(latents, predicted, level, to)
-        return latents
-
-    def _arrive(
-        self,
-        latents: Tensor,
-        level: float,
-        to: float,
-        predict: Callable[[Tensor, float], Tensor],
-        iterations: int,
-    ) -> Tensor:
-        """Latents at level `to` from which a step down leads to where we stand."""
-        one = torch.ones(1, 1, 1, 1, dtype=latents.dtype, device=latents.device)
-        slope = self.move(one, torch.zeros_like(one), to, level)  # of the step down, in latents
-        reached = self.move(latents, predict(latents, to), level, to)
-        for _ in range(iterations):
-            back = self.move(reached, predict(reached, to), to, level)
-            reached = reached + (latents - back) / slope
-        return reached
 
     def sample(
         self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling | None = None

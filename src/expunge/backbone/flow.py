@@ -213,12 +213,12 @@ class FluxBackbone(FlowBackbone):
         guidance_scale: float,
     ) -> Tensor:
         count, _, height, width = latents.shape
-        levels = torch.as_tensor(level, device=latents.device).to(latents.dtype).expand(count)
+        times = (1000 * torch.as_tensor(level, device=latents.device)).to(latents.dtype)
         guidance = torch.full((count,), guidance_scale, device=latents.device)
         words = conditioning.prompt_embeds.shape[1]
         found = self.pipe.transformer(
             hidden_states=pack(latents),
-            timestep=levels,
+            timestep=times.expand(count) / 1000,  # rounded as the pipeline does
             guidance=guidance if self.embeds_guidance else None,
             pooled_projections=conditioning.pooled,
             encoder_hidden_states=conditioning.prompt_embeds,
@@ -280,10 +280,10 @@ class SD3Backbone(FlowBackbone):
         conditioning: Conditioning,
         guidance_scale: float,
     ) -> Tensor:
-        levels = torch.as_tensor(level, device=latents.device).to(latents.dtype)
+        times = (1000 * torch.as_tensor(level, device=latents.device)).to(latents.dtype)
         found = self.pipe.transformer(
             hidden_states=latents,
-            timestep=levels.expand(len(latents)) * 1000,
+            timestep=times.expand(len(latents)),
             encoder_hidden_states=conditioning.prompt_embeds,
             pooled_projections=conditioning.pooled,
             return_dict=False,
