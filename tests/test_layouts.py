@@ -412,10 +412,13 @@ def test_flux_layers_outside_the_blocks() -> None:
         assert torch.equal(found[f"{name}.lora_B.weight"], change.up)
 
 
-def test_flux_refuses_uneven_ranks_and_unknown_layers() -> None:
-    changes = _changes(_flux().transformer, ["context_embedder", "norm_out.linear"])
+def test_flux_refuses_unknown_layers_and_pads_uneven_ranks() -> None:
+    transformer = _flux().transformer
+    changes = _changes(transformer, ["context_embedder", "norm_out.linear"])
     with pytest.raises(ValueError, match=r"norm_out\.linear"):
         kohya_flux(changes)
-    changes["context_embedder"] = changes["context_embedder"].padded(RANK + 1)
-    with pytest.raises(ValueError, match=r"one rank, got \[2, 3\]"):
-        kohya_flux(changes)
+    names = [f"transformer_blocks.0.attn.{part}" for part in ("to_q", "to_k")]
+    changes = _changes(transformer, names)
+    changes[names[0]] = changes[names[0]].padded(RANK + 1)
+    (fused,) = kohya_flux(changes).values()
+    assert fused.rank == 3 * (RANK + 1)

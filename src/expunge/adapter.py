@@ -45,6 +45,12 @@ class LowRank:
         return self.down.shape[0]
 
     @property
+    def norm(self) -> float:
+        """Frobenius norm of the dense change, in fp64 and without making it."""
+        up, down = self.up.double(), self.down.double()
+        return float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt())
+
+    @property
     def delta(self) -> Tensor:
         """The dense change, (out, in)."""
         return self.up @ self.down
@@ -56,11 +62,16 @@ class LowRank:
         """
         q_up, r_up = torch.linalg.qr(self.up.double())
         q_down, r_down = torch.linalg.qr(self.down.double().T)
-        u, s, vh = torch.linalg.svd(r_up @ r_down.T)
-        s = s[: min(u.shape[1], vh.shape[0])]
+        core = LowRank.of(r_up @ r_down.T, tolerance)
+        return LowRank(core.down @ q_down.T, q_up @ core.up)
+
+    @classmethod
+    def of(cls, delta: Tensor, tolerance: float = 1e-10) -> LowRank:
+        """A dense change with the fewest columns, in fp64."""
+        u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
         rank = max(1, int((s > tolerance * s[0]).sum())) if s.numel() and s[0] > 0 else 1
         root = s[:rank].sqrt()
-        return LowRank(root[:, None] * (vh[:rank] @ q_down.T), (q_up @ u[:, :rank]) * root)
+        return cls(root[:, None] * vh[:rank], u[:, :rank] * root)
 
     def padded(self, rank: int) -> LowRank:
         """The same change with zeros up to `rank`."""
@@ -84,22 +95,29 @@ def add(parts: list[Factors]) -> dict[str, LowRank]:
 
 
 class _Layer(nn.Module):
-    """Adds s · (x downᵀ) upᵀ to a layer's output, with one strength per column."""
+    """Adds s · (x downᵀ) upᵀ to a layer's output, with one strength per column.
+
+    What is trained stays in float32, whatever the layer computes in: in bfloat16 the optimiser's
+    averages stop decaying and small steps are lost.
+    """
 
     strength: Tensor
 
-    def __init__(self, change: LowRank, like: Tensor) -> None:
+    def __init__(self, change: LowRank, like: Tensor, *, trainable: bool) -> None:
         super().__init__()
-        self.down = nn.Parameter(change.down.to(like), requires_grad=False)
-        self.up = nn.Parameter(change.up.to(like), requires_grad=False)
-        self.register_buffer("strength", torch.ones(change.rank).to(like))
+        dtype = torch.float32 if trainable else like.dtype
+        self.down = nn.Parameter(change.down.to(like.device, dtype), requires_grad=trainable)
+        self.up = nn.Parameter(change.up.to(like.device, dtype), requires_grad=trainable)
+        self.register_buffer("strength", torch.ones(change.rank).to(like.device, dtype))
 
     def forward(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if _OFF.get():
             return output
-        if self.down.device != args[0].device or self.down.dtype != args[0].dtype:
-            self.to(args[0])  # the pipeline was moved or cast after the erasure was applied
-        return output + F.linear(F.linear(args[0], self.down) * self.strength, self.up)
+        x = args[0]
+        if self.down.device != x.device:
+            self.to(x.device)  # the pipeline was moved after the erasure was applied
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        return output + F.linear(F.linear(x, down) * self.strength.to(x.dtype), up)
 
 
 class Adapter:
@@ -126,8 +144,7 @@ class Adapter:
         for name, change in add(list(slices.values())).items():
             weight = layers[name].weight
             assert isinstance(weight, Tensor)
-            self._layers[name] = _Layer(change, weight)
-            self._layers[name].requires_grad_(trainable)
+            self._layers[name] = _Layer(change, weight, trainable=trainable)
         self._hooks = [
             layers[name].register_forward_hook(layer) for name, layer in self._layers.items()
         ]

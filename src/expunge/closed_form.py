@@ -64,7 +64,8 @@ class Targets:
     @property
     def condition_number(self) -> float:
         """Of the system. Beyond about 1e10 the edit amplifies noise."""
-        return float(torch.linalg.cond(self.system))
+        values = torch.linalg.eigvalsh(self.system)
+        return float(values[-1] / values[0].clamp(min=torch.finfo(values.dtype).tiny))
 
     @staticmethod
     def join(targets: Sequence[Targets]) -> Targets:
@@ -104,16 +105,17 @@ def solve(layers: Mapping[str, nn.Linear], targets: Targets) -> dict[str, dict[s
         Concept name -> layer name -> change.
     """
     system = targets.system
+    if targets.ridge == 0:
+        inverse = torch.linalg.pinv(system, hermitian=True)
+    else:
+        factors = torch.linalg.lu_factor(system)
     found = {}
     for concept, moments in targets.moments.items():
-        inverse = torch.linalg.pinv(system, hermitian=True) if targets.ridge == 0 else None
-        right = (
-            moments.cross @ inverse
-            if inverse is not None
-            else torch.linalg.solve(system, moments.cross.T).T
-        )
-        eye = torch.eye(len(system), dtype=torch.float64)
-        shared = LowRank(right * targets.strength, eye).compressed()
+        if targets.ridge == 0:
+            right = moments.cross @ inverse
+        else:
+            right = torch.linalg.lu_solve(*factors, moments.cross.T).T
+        shared = LowRank.of(right * targets.strength)
         found[concept] = {
             name: LowRank(shared.down, layer.weight.detach().double().cpu() @ shared.up)
             for name, layer in layers.items()

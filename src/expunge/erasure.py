@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from expunge.adapter import Adapter, Factors, LowRank, add, check_layer, original
+from expunge.adapter import Adapter, Factors, LowRank, add, check_layer
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.closed_form import Targets, solve
@@ -29,8 +28,6 @@ SCHEMA = "expunge.erasure/1"
 RECORD = "erasure.json"
 ADAPTERS = "adapters"
 TARGETS = "closed_form.safetensors"
-SIGNATURE_SIDE = 256
-"""Pixels along a side of what signatures are taken of, at most."""
 
 
 def slug(name: str) -> str:
@@ -98,10 +95,14 @@ class Erasure:
         """Names of the changed layers."""
         return sorted({name for part in self.parts for name in part.factors})
 
-    def delta(self) -> dict[str, Tensor]:
-        """The dense change of every layer at strength 1, fp64."""
+    def changes(self) -> dict[str, LowRank]:
+        """The low-rank change of every layer at strength 1, fp64."""
         total = add([part.factors for part in self.parts])
-        return {n: LowRank(c.down.double(), c.up.double()).delta for n, c in total.items()}
+        return {n: LowRank(c.down.double(), c.up.double()) for n, c in sorted(total.items())}
+
+    def delta(self) -> dict[str, Tensor]:
+        """The dense change of every layer at strength 1, fp64: as large as the layers are."""
+        return {name: change.delta for name, change in self.changes().items()}
 
     # --- on a pipeline
 
@@ -369,44 +370,3 @@ def solve_streams(
         for concept, changes in solve(streams[stream].layers, target).items():
             found.setdefault(concept, {}).update(changes)
     return found
-
-
-def fingerprint(backbone: Backbone, erasure: Erasure) -> dict[str, Any]:
-    """How an erasure changes a model, in a few numbers that an export can be held against.
-
-    Returns:
-        `layers`, the Frobenius norm of every layer's change; `predictions`, for each concept and
-        for the empty prompt the relative change of one seeded prediction (`shift`) and its
-        projections on seeded directions (`signature`).
-    """
-    layers = {name: float(delta.norm()) for name, delta in erasure.delta().items()}
-    with erasure.applied(backbone):
-        predictions = signatures(backbone, [concept.name for concept in erasure.concepts])
-    return {"layers": layers, "predictions": predictions}
-
-
-@torch.no_grad()
-def signatures(backbone: Backbone, prompts: Sequence[str]) -> list[dict[str, Any]]:
-    """Seeded predictions of the model as it stands beside the original, for `fingerprint`."""
-    shape = backbone.latent_shape(*_size(backbone))
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn((1, *shape), generator=generator)
-    directions = torch.randn((8, noise.numel()), generator=generator) / noise.numel() ** 0.5
-    latents = noise.to(backbone.device, backbone.dtype)
-    found = []
-    for prompt in (*prompts, ""):
-        states = backbone.encode_prompts([prompt])
-        with backbone.exact():
-            now = backbone.predict(latents, 0.5, states, 1.0).float().cpu().flatten()
-            with original():
-                before = backbone.predict(latents, 0.5, states, 1.0).float().cpu().flatten()
-        shift = float((now - before).norm() / before.norm())
-        found.append({"prompt": prompt, "shift": shift, "signature": (directions @ now).tolist()})
-    return found
-
-
-def _size(backbone: Backbone) -> tuple[int, int]:
-    """Small enough to be quick on a large model, and the same for whoever loads it."""
-    sampling = backbone.profile.sampling
-    assert sampling.height and sampling.width
-    return min(sampling.height, SIGNATURE_SIDE), min(sampling.width, SIGNATURE_SIDE)

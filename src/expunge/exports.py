@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader
 from safetensors.torch import save_file
 from torch import Tensor
 
-from expunge.adapter import LowRank, add
+from expunge.adapter import LowRank
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.erasure import RECORD, Erasure
@@ -31,14 +31,9 @@ _KOHYA = ("sd", "sdxl", "flux")
 """Architectures that kohya has names for."""
 
 
-def _uniform(erasure: Erasure) -> tuple[dict[str, LowRank], int]:
-    """All concepts at strength 1, every layer at one rank.
-
-    Loaders mis-scale files whose alpha varies, so short layers are padded with zeros.
-    """
-    total = {n: c.compressed() for n, c in add([p.factors for p in erasure.parts]).items()}
-    rank = max(change.rank for change in total.values())
-    return {name: change.padded(rank) for name, change in sorted(total.items())}, rank
+def _compact(erasure: Erasure) -> dict[str, LowRank]:
+    """All concepts at strength 1, every layer with the fewest columns."""
+    return {name: change.compressed() for name, change in erasure.changes().items()}
 
 
 def _header(erasure: Erasure) -> dict[str, str]:
@@ -48,16 +43,20 @@ def _header(erasure: Erasure) -> dict[str, str]:
 
 def write_lora(erasure: Erasure, folder: Path) -> Path:
     """Write `pytorch_lora_weights.safetensors`, as plain `pipe.load_lora_weights` reads it."""
-    changes, rank = _uniform(erasure)
+    changes = _compact(erasure)
     prefix = erasure.record["denoiser"]
     tensors = {}
     for name, change in changes.items():
         tensors[f"{prefix}.{name}.lora_A.weight"] = change.down.float().contiguous()
         tensors[f"{prefix}.{name}.lora_B.weight"] = change.up.float().contiguous()
-    # The only place diffusers reads rank and alpha from.
+    ranks = {name: change.rank for name, change in changes.items()}
+    # The only place diffusers reads rank and alpha from; equal, they scale by 1.
+    usual = max(ranks.values())
     adapter = {
-        f"{prefix}.r": rank,
-        f"{prefix}.lora_alpha": rank,
+        f"{prefix}.r": usual,
+        f"{prefix}.lora_alpha": usual,
+        f"{prefix}.rank_pattern": ranks,
+        f"{prefix}.alpha_pattern": ranks,
         f"{prefix}.target_modules": list(changes),
         f"{prefix}.lora_bias": False,
     }
@@ -79,21 +78,22 @@ def write_kohya(erasure: Erasure, folder: Path) -> Path:
             f"the format 'kohya' has no names for {architecture}, expected one of "
             f"{', '.join(_KOHYA)}; use the format 'diffusers'"
         )
-    changes, rank = _uniform(erasure)
+    changes = _compact(erasure)
     if architecture == "sdxl":
         named = kohya_sdxl(changes, erasure.record["denoiser_config"])
     else:
         named = (kohya_flux if architecture == "flux" else kohya_sd)(changes)
     tensors: dict[str, Tensor] = {}
     for key, change in named.items():
+        # Readers scale by alpha / rank, and some get files wrong whose alpha differs by layer.
         tensors[f"{key}.lora_down.weight"] = change.down.float().contiguous()
-        tensors[f"{key}.lora_up.weight"] = change.up.float().contiguous()
-        tensors[f"{key}.alpha"] = torch.tensor(float(change.rank))
+        tensors[f"{key}.lora_up.weight"] = (change.rank * change.up).float().contiguous()
+        tensors[f"{key}.alpha"] = torch.tensor(1.0)
     names = ", ".join(concept.name for concept in erasure.concepts)
     header = _header(erasure) | {
         **_kohya_model(erasure),
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(float(rank)),
+        "ss_network_dim": "Dynamic",
+        "ss_network_alpha": "1.0",
         "modelspec.title": f"Without {names}",
     }
     path = folder / KOHYA
@@ -105,7 +105,9 @@ def _kohya_model(erasure: Erasure) -> dict[str, str]:
     """What front ends look at to tell for which model a file is."""
     module, version, model = "networks.lora", "sd_v1", "stable-diffusion-v1"
     if erasure.record["architecture"] == "flux":
-        module, version, model = "networks.lora_flux", "flux1", "flux-1-dev"
+        guided = erasure.record["denoiser_config"]["guidance_embeds"]
+        module, version = "networks.lora_flux", "flux1"
+        model = "flux-1-dev" if guided else "flux-1-schnell"
     elif erasure.record["architecture"] == "sdxl":
         version, model = "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
     elif erasure.record["denoiser_config"]["cross_attention_dim"] == 1024:
@@ -128,11 +130,12 @@ def _built_in(erasure: Erasure, backbone: Backbone) -> Iterator[None]:
     layers = dict(backbone.denoiser.named_modules())
     before = {}
     try:
-        for name, delta in erasure.delta().items():
+        for name, change in erasure.changes().items():
             weight = layers[name].weight
             assert isinstance(weight, Tensor)
             before[name] = weight.data
-            weight.data = (weight.data.double() + delta.to(weight.device)).to(weight.dtype)
+            merged = weight.data.double() + change.delta.to(weight.device)
+            weight.data = merged.to(weight.dtype)
         yield
     finally:
         for name, data in before.items():

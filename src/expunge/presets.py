@@ -26,13 +26,16 @@ _MINIATURE: dict[str, Options] = {
 }
 """Chosen on validation prompts of the miniature world; see docs/figures.md."""
 
+_MODELS = ("miniature-sd", "miniature-flux")
 PRESETS: dict[tuple[str, str], Options] = {
-    ("miniature-sd", name): options for name, options in _MINIATURE.items()
+    (model, name): options for model in _MODELS for name, options in _MINIATURE.items()
 }
 
 _MILDER: Options = {"steps": 200, "preserved": 300, "preserve": 1.0}
 _KINDS: dict[tuple[str, str, Kind], Options] = {
-    ("miniature-sd", "TRACE", kind): _MILDER for kind in ("identity", "style", "explicit")
+    (model, "TRACE", kind): _MILDER
+    for model in _MODELS
+    for kind in ("identity", "style", "explicit")
 }
 """What differs from a preset for one kind of concept."""
 

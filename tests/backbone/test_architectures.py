@@ -12,13 +12,15 @@ from backbone.architectures import REAL, SIDE, TINY
 from diffusers import DPMSolverMultistepScheduler, FluxPipeline
 from torch import nn
 
+from expunge.adapter import LowRank
+from expunge.backbone import base
 from expunge.backbone.attention import attention_to, token_places
 from expunge.backbone.base import Backbone
-from expunge.backbone.conditioning import Conditioning
-from expunge.backbone.flow import FluxBackbone, pack, positions, unpack
+from expunge.backbone.flux import FluxBackbone, pack, positions, unpack
 from expunge.backbone.inversion import Solver, invert
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import Sampling
+from expunge.layouts import kohya_flux, kohya_sd, kohya_sdxl
 
 FLOWS = [name for name in TINY if "flux" in name or "sd3" in name]
 
@@ -111,8 +113,28 @@ def test_every_text_stream_is_what_its_layers_read(tiny: Backbone) -> None:
         for hook in hooks:
             hook.remove()
         wanted = stream.states(conditioning)
+        read = wanted.shape[-1]
+        if tiny.architecture == "sdxl" and not stream.tokenised:  # sizes follow, left at zero
+            assert conditioning.pooled is not None
+            read = conditioning.pooled.shape[-1]
+            assert not wanted[..., read:].any()
         assert set(seen) == set(stream.layers)
-        assert all(torch.allclose(x.view_as(wanted), wanted, atol=1e-5) for x in seen.values())
+        for found in seen.values():
+            shown = found.view_as(wanted)[..., :read]
+            assert torch.allclose(shown, wanted[..., :read], atol=1e-5)
+
+
+def test_encoded_prompts_are_kept_within_a_budget(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = tiny.encode_prompts(["a cat"]).nbytes
+    monkeypatch.setattr(base, "CACHE_BYTES", 3 * each)
+    prompts = ["a cat", "a dog", "a cat", "a mat", "a photo", "a dog"]
+    again = tiny.encode_prompts(prompts)
+    assert len(tiny._cache) == 3
+    assert len(again) == 6
+    assert torch.equal(again.prompt_embeds[0], again.prompt_embeds[2])
+    assert not torch.equal(again.prompt_embeds[0], again.prompt_embeds[1])
 
 
 def test_token_runs_cover_the_token_states(tiny: Backbone) -> None:
@@ -189,6 +211,14 @@ PROJECTIONS = {
 blocks of which the last gives no text, FLUX.1 19 joint blocks and 38 with shared layers q, k, v."""
 
 
+WRITTEN = {
+    "sd15": (128, "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"),
+    "sdxl": (561, "lora_unet_output_blocks_0_1_transformer_blocks_9_attn2_to_v"),
+    "flux": (2 + 19 * 4 + 38, "lora_unet_single_blocks_37_linear1"),
+}
+"""Layers in a kohya file of a full-size model, and the name of one."""
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_full_size_models_have_the_projections_counted_by_hand(name: str) -> None:
     build, _ = REAL[name]
@@ -203,6 +233,20 @@ def test_full_size_models_have_the_projections_counted_by_hand(name: str) -> Non
         len(backbone.attention_projections("self")),
     )
     assert found == PROJECTIONS[name]
+    every = {**backbone.prompt_projections(), **backbone.attention_projections()}
+    nothing = LowRank(torch.zeros(1, 1), torch.zeros(1, 1))
+    changes = {
+        n: LowRank(nothing.down.expand(1, x.in_features), nothing.up.expand(x.out_features, 1))
+        for n, x in every.items()
+    }
+    if name == "sdxl":
+        written = kohya_sdxl(changes, backbone.denoiser_config)
+    elif name != "sd3":
+        written = {"sd15": kohya_sd, "flux": kohya_flux}[name](changes)
+    if name in WRITTEN:
+        count, one = WRITTEN[name]
+        assert len(written) == count
+        assert one in written
 
 
 def test_packing_is_flux_own_and_comes_undone() -> None:
@@ -273,10 +317,23 @@ def test_a_subclass_of_a_known_pipeline_is_known() -> None:
     assert isinstance(as_backbone(Mine(**pipe.components)), FluxBackbone)
 
 
-def test_the_empty_prompt_of_sdxl_is_zeros() -> None:
+def test_guidance_of_sdxl_leads_away_from_zeros() -> None:
     backbone = as_backbone(TINY["sdxl"]())
-    empty: Conditioning = backbone.encode_prompts([""])
-    assert empty.pooled is not None
-    assert not empty.prompt_embeds.any() and not empty.pooled.any()
+    nothing = backbone.unconditional()
+    assert nothing.pooled is not None
+    assert not nothing.prompt_embeds.any() and not nothing.pooled.any()
+    assert backbone.encode_prompts([""]).prompt_embeds.any()
     backbone.pipe.register_to_config(force_zeros_for_empty_prompt=False)
-    assert as_backbone(backbone.pipe).encode_prompts([""]).prompt_embeds.any()
+    empty = backbone.encode_prompts([""]).prompt_embeds
+    assert torch.equal(backbone.unconditional().prompt_embeds, empty)
+
+
+def test_models_that_edit_pictures_are_refused() -> None:
+    pipe = TINY["sd"]()
+    pipe.unet.register_to_config(in_channels=9)
+    with pytest.raises(ValueError, match="reads 9 channels and the autoencoder gives 4"):
+        as_backbone(pipe)
+    refiner = TINY["sdxl"]()
+    refiner.text_encoder = None
+    with pytest.raises(ValueError, match="refiner is not supported"):
+        as_backbone(refiner)

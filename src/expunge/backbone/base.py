@@ -25,6 +25,14 @@ Precision = Literal["own", "bfloat16"]
 """How the denoiser computes: in its weights' own type, or its products in bfloat16."""
 
 
+Guidance = Literal["classifier-free", "embedded", "none"]
+"""By two predictions, by an input of the denoiser (FLUX.1-dev), or not at all (FLUX.1-schnell)."""
+
+CACHE_BYTES = 2**30
+"""Of encoded prompts, kept for the next time they are asked."""
+ENCODED_AT_ONCE = 32
+
+
 class Backbone(ABC):
     """One pipeline, with its own sampler. The pipeline is read and never changed.
 
@@ -36,12 +44,12 @@ class Backbone(ABC):
         denoiser_name: the pipeline's component that predicts, `unet` or `transformer`.
         profile: sampling defaults and known concepts.
         precision: how predictions are computed; bfloat16 where the machine has units for it.
-        embeds_guidance: whether the denoiser takes the guidance scale as an input.
+        guidance: how it is guided.
     """
 
     architecture: str
     denoiser_name: str
-    embeds_guidance = False
+    guidance: Guidance = "classifier-free"
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -148,13 +156,29 @@ class Backbone(ABC):
     # --- text
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Token states of every prompt, computed once per distinct text."""
-        missing = [text for text in dict.fromkeys(prompts) if text not in self._cache]
-        for start in range(0, len(missing), 64):
-            part = missing[start : start + 64]
+        """Token states of every prompt, computed once per distinct text while memory allows."""
+        known = {text: self._cache[text] for text in prompts if text in self._cache}
+        missing = [text for text in dict.fromkeys(prompts) if text not in known]
+        for start in range(0, len(missing), ENCODED_AT_ONCE):
+            part = missing[start : start + ENCODED_AT_ONCE]
             encoded = self._encode(part)
-            self._cache |= {text: encoded[index : index + 1] for index, text in enumerate(part)}
-        return Conditioning.cat([self._cache[text] for text in prompts])
+            known |= {text: encoded[i : i + 1].clone() for i, text in enumerate(part)}
+        self._remember(known)
+        return Conditioning.cat([known[text] for text in prompts])
+
+    def _remember(self, known: dict[str, Conditioning]) -> None:
+        """Keep what was used last, within a budget: on FLUX one text takes four megabytes."""
+        for text, states in known.items():
+            self._cache.pop(text, None)
+            self._cache[text] = states
+        each = next(iter(self._cache.values()))
+        most = max(1, CACHE_BYTES // each.nbytes)
+        for text in list(self._cache)[:-most]:
+            del self._cache[text]
+
+    def unconditional(self) -> Conditioning:
+        """What guidance leads away from where no negative prompt is given, n = 1."""
+        return self.encode_prompts([""])
 
     @abstractmethod
     def _encode(self, prompts: Sequence[str]) -> Conditioning: ...
@@ -241,18 +265,23 @@ class Backbone(ABC):
                 guidance as an input gets it there and needs no `negative`.
             negative: of one prompt.
         """
-        if guidance_scale == 1 or self.embeds_guidance:
+        if guidance_scale == 1 or self.guidance == "embedded":
             return self.predict(latents, level, conditioning, guidance_scale)
         both = Conditioning.cat([negative.repeat(len(latents)), conditioning])
         away, toward = self.predict(torch.cat([latents, latents]), level, both).chunk(2)
         return away + guidance_scale * (toward - away)
 
-    def check_guidance(self, guidance_scale: float) -> None:  # noqa: B027  most take any
+    def check_guidance(self, guidance_scale: float) -> None:
         """Refuse a guidance the model cannot take.
 
         Raises:
             ValueError: the model was distilled to draw without guidance.
         """
+        if self.guidance == "none" and guidance_scale != 1:
+            raise ValueError(
+                "this model was distilled to draw in few steps without guidance (as "
+                f"FLUX.1-schnell): guidance_scale must be 1, got {guidance_scale:g}"
+            )
 
     @abstractmethod
     def add_noise(self, clean: Tensor, noise: Tensor, level: Tensor | float) -> Tensor:
@@ -334,11 +363,11 @@ class Backbone(ABC):
             conditioning: of n prompts, or a function of the noise level.
             noise: (n, …), from `initial_noise`.
             sampling: steps and guidance.
-            negative: of one prompt, or a function of the noise level; the empty prompt if None.
+            negative: of one prompt, or a function of the noise level; `unconditional` if None.
         """
         self.check_guidance(sampling.guidance_scale)
         scheduler = self._scheduler(sampling)
-        empty = self.encode_prompts([""])
+        empty = self.unconditional()
         latents = noise
         for timestep in scheduler.timesteps:
             level = self._level(timestep)

@@ -29,6 +29,16 @@ class Conditioning:
         pooled = None if self.pooled is None else self.pooled[index]
         return Conditioning(self.prompt_embeds[index], pooled)
 
+    def clone(self) -> Conditioning:
+        """The same in memory of its own."""
+        pooled = None if self.pooled is None else self.pooled.clone()
+        return Conditioning(self.prompt_embeds.clone(), pooled)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return self.prompt_embeds.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
     def repeat(self, count: int) -> Conditioning:
         """The only prompt, `count` times."""
         return self[torch.zeros(count, dtype=torch.long)]
@@ -85,3 +95,18 @@ def pooled_state(conditioning: Conditioning) -> Tensor:
     """The pooled state as a text of one token, (n, 1, width)."""
     assert conditioning.pooled is not None
     return conditioning.pooled[:, None]
+
+
+def padded_tokens(tokenizer: Any, prompts: Sequence[str], length: int) -> Tokens:
+    """What an encoder that reads `length` tokens is given of n prompts."""
+    batch = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    start = tokenizer.bos_token_id
+    return Tokens(
+        batch.input_ids, int(tokenizer.eos_token_id), None if start is None else int(start)
+    )

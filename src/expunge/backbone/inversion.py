@@ -51,7 +51,7 @@ def invert(
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
     backbone.check_guidance(sampling.guidance_scale)
-    empty = backbone.encode_prompts([""])
+    empty = backbone.unconditional()
 
     def predict(latents: Tensor, level: float) -> Tensor:
         return backbone.guided(latents, level, conditioning, sampling.guidance_scale, empty)

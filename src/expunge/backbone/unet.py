@@ -15,6 +15,7 @@ from expunge.backbone.conditioning import (
     Conditioning,
     TextStream,
     Tokens,
+    padded_tokens,
     pooled_state,
     token_states,
 )
@@ -40,6 +41,12 @@ class UNetBackbone(Backbone):
         if kind not in ("epsilon", "v_prediction"):
             raise ValueError(
                 f"a UNet must predict 'epsilon' or 'v_prediction', the scheduler says {kind!r}"
+            )
+        channels, latents = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+        if channels != latents:
+            raise ValueError(
+                f"the unet reads {channels} channels and the autoencoder gives {latents}: "
+                "inpainting and editing models are not supported, load a text-to-image model"
             )
         self._prediction = cast("Prediction", kind)
         self._alphas = self._schedule().alphas_cumprod
@@ -71,7 +78,8 @@ class UNetBackbone(Backbone):
         return Conditioning(states.to(self.dtype))
 
     def tokens(self, prompts: Sequence[str]) -> list[Tokens]:
-        return [clip_tokens(self.pipe.tokenizer, prompts)]
+        tokenizer = self.pipe.tokenizer
+        return [padded_tokens(tokenizer, prompts, tokenizer.model_max_length)]
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)]
@@ -83,8 +91,8 @@ class UNetBackbone(Backbone):
 
     def _signal_and_noise(self, level: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
         alphas = self._alphas.to(like.device)[self._timesteps(level, len(like))]
-        alphas = alphas.to(like.dtype).view(-1, *(1,) * (like.ndim - 1))
-        return alphas.sqrt(), (1 - alphas).sqrt()
+        alphas = alphas.view(-1, *(1,) * (like.ndim - 1))
+        return alphas.sqrt().to(like.dtype), (1 - alphas).sqrt().to(like.dtype)
 
     def _predict(
         self,
@@ -142,58 +150,53 @@ class UNetBackbone(Backbone):
 class SDXLBackbone(UNetBackbone):
     """A `StableDiffusionXLPipeline`: two text encoders, a pooled state, and picture sizes.
 
-    Where the pipeline's `force_zeros_for_empty_prompt` is set, the empty prompt is all zeros, as in
-    its own guidance.
+    Where the pipeline's `force_zeros_for_empty_prompt` is set, guidance leads away from zeros.
     """
 
     architecture = "sdxl"
 
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
+        if pipe.text_encoder is None:
+            raise ValueError("SDXL's refiner is not supported, load the base model")
+
     def _usual_sampling(self) -> Sampling:
-        return Sampling(guidance_scale=5.0)
+        return Sampling(guidance_scale=5.0, batch_size=2)
 
     def text_streams(self) -> dict[str, TextStream]:
         embedder = self.pipe.unet.add_embedding.linear_1
         pooled = TextStream(
-            {"add_embedding.linear_1": embedder}, self._pooled_and_sizes, tokenised=False
+            {"add_embedding.linear_1": embedder}, self._pooled_without_sizes, tokenised=False
         )
         return {**super().text_streams(), "pooled": pooled}
 
-    def _pooled_and_sizes(self, conditioning: Conditioning) -> Tensor:
-        """What `add_embedding` reads at the native size, (n, 1, width)."""
-        pooled = pooled_state(conditioning)
-        sizes = self._time_ids(*self._native_size(), count=len(pooled))
-        embedded = self.pipe.unet.add_time_proj(sizes.flatten()).view(len(pooled), 1, -1)
-        return torch.cat([pooled, embedded.to(pooled)], dim=-1)
+    def _pooled_without_sizes(self, conditioning: Conditioning) -> Tensor:
+        """What `add_embedding` reads, with zeros for the picture's size, (n, 1, width).
 
-    def _time_ids(self, height: int, width: int, count: int) -> Tensor:
-        """Original size, crop and target size: an uncropped picture of the size asked for."""
-        ids = torch.tensor([height, width, 0, 0, height, width], dtype=self.dtype)
-        return ids.to(self.device).expand(count, -1)
+        So a closed form does not depend on the size that is drawn.
+        """
+        pooled = pooled_state(conditioning)
+        width = self.pipe.unet.add_embedding.linear_1.in_features
+        return nn.functional.pad(pooled, (0, width - pooled.shape[-1]))
+
+    def unconditional(self) -> Conditioning:
+        empty = super().unconditional()
+        if not self.pipe.config.get("force_zeros_for_empty_prompt", True):
+            return empty
+        assert empty.pooled is not None
+        return Conditioning(torch.zeros_like(empty.prompt_embeds), torch.zeros_like(empty.pooled))
 
     @torch.no_grad()
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
         states, _, pooled, _ = self.pipe.encode_prompt(
             list(prompts), device=self.device, do_classifier_free_guidance=False
         )
-        if self.pipe.config.get("force_zeros_for_empty_prompt", True):
-            told = torch.tensor([text != "" for text in prompts], device=states.device)
-            states, pooled = states * told[:, None, None], pooled * told[:, None]
         return Conditioning(states.to(self.dtype), pooled.to(self.dtype))
 
     def _added(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
+        """The pooled state, and sizes: an uncropped picture of the size that is drawn."""
         assert conditioning.pooled is not None
         height, width = (side * self.pipe.vae_scale_factor for side in latents.shape[-2:])
-        sizes = self._time_ids(height, width, len(latents))
-        return {"text_embeds": conditioning.pooled, "time_ids": sizes}
-
-
-def clip_tokens(tokenizer: Any, prompts: Sequence[str]) -> Tokens:
-    """What CLIP's encoder reads of n prompts."""
-    batch = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    return Tokens(batch.input_ids, int(tokenizer.eos_token_id), int(tokenizer.bos_token_id))
+        sizes = [height, width, 0, 0, height, width]
+        ids = torch.tensor(sizes, dtype=latents.dtype, device=latents.device)
+        return {"text_embeds": conditioning.pooled, "time_ids": ids.expand(len(latents), -1)}

@@ -23,7 +23,8 @@ from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import Sampling
 from expunge.closed_form import Targets
 from expunge.concept import Concept
-from expunge.erasure import Erasure, Part, fingerprint, solve_streams
+from expunge.erasure import Erasure, Part, solve_streams
+from expunge.fingerprint import fingerprint
 from expunge.run.fit import Plan, fit, progress_bar
 
 
@@ -155,7 +156,8 @@ class FineTuner(Eraser):
         rank: of the adapter on each projection.
         attention: which attention is trained: `cross`, `self` or `all`.
         trajectories: sampling runs per concept that training points are taken from.
-        guidance_scale: of those runs.
+        guidance_scale: of those runs; None for 3 where guidance is classifier-free, and for the
+            model's own where it is not.
         resolution: pixels along a side of what is drawn in them; None for the model's own.
         preserve: weight of the loss that holds other prompts still; 0 for none.
         synonyms: whether the concept's synonyms are trained on as well.
@@ -167,7 +169,7 @@ class FineTuner(Eraser):
     rank: int = 4
     attention: Attention = "all"
     trajectories: int = 32
-    guidance_scale: float = 3.0
+    guidance_scale: float | None = None
     resolution: int | None = None
     preserve: float = 1.0
     synonyms: bool = False
@@ -205,7 +207,10 @@ class FineTuner(Eraser):
         return turns[: self.trajectories]
 
     def _sampling(self, backbone: Backbone) -> Sampling:
-        usual = replace(backbone.profile.sampling, guidance_scale=self.guidance_scale)
+        usual, scale = backbone.profile.sampling, self.guidance_scale
+        if scale is None:
+            scale = 3.0 if backbone.guidance == "classifier-free" else usual.guidance_scale
+        usual = replace(usual, guidance_scale=scale)
         if self.resolution is None:
             return usual
         return replace(usual, height=self.resolution, width=self.resolution)
@@ -249,16 +254,28 @@ class FineTuner(Eraser):
         return torch.cat(latents), torch.cat(levels), torch.cat(owners)
 
     def predictions(
-        self, backbone: Backbone, latents: Tensor, levels: Tensor, prompts: Sequence[str]
+        self, backbone: Backbone, latents: Tensor, levels: Tensor, prompts: Sequence[str] | None
     ) -> Tensor:
-        """What the model predicts at many points, in batches, without a graph."""
+        """What the model predicts at many points, in batches, without a graph.
+
+        Args:
+            backbone: the model.
+            latents: (n, …).
+            levels: noise level of each, (n,).
+            prompts: one for each; None for the unconditional prediction.
+        """
         size = 2 * backbone.profile.sampling.batch_size
         found = []
         with torch.no_grad():
             for start in range(0, len(latents), size):
                 part = slice(start, start + size)
-                states = backbone.encode_prompts(prompts[part])
-                found.append(backbone.predict(latents[part], levels[part], states))
+                some = latents[part]
+                states = (
+                    backbone.unconditional().repeat(len(some))
+                    if prompts is None
+                    else backbone.encode_prompts(prompts[part])
+                )
+                found.append(backbone.predict(some, levels[part], states))
         return torch.cat(found)
 
     def kept_points(self, backbone: Backbone, concept: Concept) -> Points:

@@ -26,7 +26,6 @@ class ESD(FineTuner):
     batch_size: int = 1
     attention: Attention = "cross"
     preserve: float = 0.0
-    guidance_scale: float = 3.0
     negative_guidance: float = 1.0
 
     def points(self, backbone: Backbone, concept: Concept) -> Points:
@@ -34,5 +33,5 @@ class ESD(FineTuner):
         latents, levels, owner = self.walk(backbone, prompts)
         asked = [prompts[i] for i in owner.tolist()]
         toward = self.predictions(backbone, latents, levels, asked)
-        empty = self.predictions(backbone, latents, levels, [""] * len(asked))
+        empty = self.predictions(backbone, latents, levels, None)
         return Points(latents, levels, asked, empty - self.negative_guidance * (toward - empty))

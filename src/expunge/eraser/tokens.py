@@ -17,6 +17,8 @@ end-of-text and padding included; `end`: the end-of-text token alone. A pooled s
 whole text and is always taken."""
 
 EMPTY = ""
+PART = 32
+"""Prompts whose states are held in fp64 at once."""
 
 Pair = tuple[str, str]
 """A prompt with the concept, and the prompt that takes its place."""
@@ -107,13 +109,23 @@ def source_and_guide(
     return found
 
 
-def preserved_states(backbone: Backbone, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """All embeddings of prompts that must stay, the empty one too, by stream; CPU, (n, width)."""
-    kept = backbone.encode_prompts([*prompts, EMPTY])
-    return {
-        name: stream.states(kept).float().flatten(0, 1).cpu()
-        for name, stream in backbone.text_streams().items()
-    }
+def preserved_grams(backbone: Backbone, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Σ r rᵀ over all embeddings of prompts that must stay, the empty one too.
+
+    Summed a few prompts at a time: FLUX reads 512 states of width 4096 for each of them.
+
+    Returns:
+        Stream name -> fp64 on the CPU, (width, width).
+    """
+    grams: dict[str, Tensor] = {}
+    texts = [*prompts, EMPTY]
+    for start in range(0, len(texts), PART):
+        kept = backbone.encode_prompts(texts[start : start + PART])
+        for name, stream in backbone.text_streams().items():
+            states = stream.states(kept).double().flatten(0, 1)
+            part = (states.T @ states).cpu()
+            grams[name] = grams[name] + part if name in grams else part
+    return grams
 
 
 def joint_targets(
@@ -145,7 +157,7 @@ def joint_targets(
         ValueError: a prompt does not hold its concept.
     """
     matched = {name: source_and_guide(backbone, texts, tokens) for name, texts in pairs.items()}
-    states = preserved_states(backbone, kept) if kept is not None else {}
+    grams = preserved_grams(backbone, kept) if kept is not None else {}
     found = {}
     for stream in backbone.text_streams():
         moments = {}
@@ -154,7 +166,7 @@ def joint_targets(
             if collapse:
                 sources, guides = sources - guides, torch.zeros_like(guides)
             moments[name] = Moments.of(sources, guides, erase_weight)
-        width = len(next(iter(moments.values())).gram)
-        stay = states.get(stream, torch.zeros(1, width)).double()
-        found[stream] = Targets(moments, preserve_weight * stay.T @ stay, ridge, strength)
+        nothing = torch.zeros_like(next(iter(moments.values())).gram)
+        stay = preserve_weight * grams.get(stream, nothing)
+        found[stream] = Targets(moments, stay, ridge, strength)
     return found

@@ -121,5 +121,5 @@ class TRACE(FineTuner):
                 latents, levels, asked, self.predictions(backbone, latents, levels, other)
             )
         toward = self.predictions(backbone, latents, levels, asked)
-        empty = self.predictions(backbone, latents, levels, [""] * len(asked))
+        empty = self.predictions(backbone, latents, levels, None)
         return Points(latents, levels, asked, empty - self.negative_guidance * (toward - empty))

@@ -88,20 +88,18 @@ def kohya_flux(factors: Mapping[str, LowRank]) -> dict[str, LowRank]:
 
     FLUX's original code holds queries, keys, values (and in single blocks the MLP's first half) in
     one layer. Their changes become one: `down` stacked, (members · rank, in), and `up`
-    block-diagonal. Members without a change get zeros, so that readers can split it again.
+    block-diagonal. Members of smaller rank and without a change get zeros, so that readers can
+    split it again.
 
     Args:
-        factors: changes by diffusers name, all of one rank.
+        factors: changes by diffusers name.
 
     Returns:
         Changes by name, without `.lora_down.weight`.
 
     Raises:
-        ValueError: the ranks differ, or a layer has no name there.
+        ValueError: a layer has no name there.
     """
-    ranks = {change.rank for change in factors.values()}
-    if len(ranks) > 1:
-        raise ValueError(f"factors must have one rank, got {sorted(ranks)}; pad them first")
     named: dict[str, LowRank] = {}
     fused: dict[str, dict[str, LowRank]] = {}
     for name, change in factors.items():
@@ -140,12 +138,12 @@ def _flux_name(name: str) -> str:
 def _fuse(present: Mapping[str, LowRank], members: Mapping[str, int]) -> LowRank:
     """One change for several layers that read the same input."""
     like = next(iter(present.values())).down
-    rank, width = like.shape
+    width, rank = like.shape[1], max(change.rank for change in present.values())
     parts, above, below = [], 0, sum(members.values()) * width
     for name, times in members.items():
         below -= times * width
         nothing = LowRank(like.new_zeros(rank, width), like.new_zeros(times * width, rank))
-        part = present.get(name, nothing)
+        part = present.get(name, nothing).padded(rank)
         parts.append(LowRank(part.down, F.pad(part.up, (0, 0, above, below))))
         above += times * width
     return LowRank.stack(parts)

@@ -10,10 +10,10 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from expunge.backbone.flow import pack, positions
+from expunge.backbone.flux import pack, positions
 from expunge.run.fit import Plan, fit
 
-PLAN = Plan(steps=12_000, lr=1e-3, warmup=300, decay_from=0.5, ema=0.999)
+PLAN = Plan(steps=10_000, lr=1e-3, warmup=300, decay_from=0.55, ema=0.999)
 DISTILLATION = Plan(steps=1000, lr=3e-4, warmup=50, decay_from=0.4, ema=0.99)
 BATCH = 32
 GUIDANCE = (1.0, 6.0)
@@ -141,6 +141,18 @@ def train(
     return fit("transformer", model, loss, plan, folder=folder, seed=5).eval()
 
 
+def student_of(teacher: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    """A transformer that takes guidance as an input and begins by ignoring it."""
+    torch.manual_seed(1)
+    student = build(guidance_embeds=True)
+    missing, _ = student.load_state_dict(teacher.state_dict(), strict=False)
+    assert all("guidance_embedder" in name for name in missing)
+    last = student.time_text_embed.guidance_embedder.linear_2
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(last.bias)
+    return student
+
+
 def distil(
     teacher: FluxTransformer2DModel,
     scenes: Scenes,
@@ -162,13 +174,7 @@ def distil(
     Returns:
         The running average of the student's weights.
     """
-    torch.manual_seed(1)
-    student = build(guidance_embeds=True).to(device)
-    missing, _ = student.load_state_dict(teacher.state_dict(), strict=False)
-    assert all("guidance_embedder" in name for name in missing)
-    last = student.time_text_embed.guidance_embedder.linear_2
-    torch.nn.init.zeros_(last.weight)  # so that it begins as the teacher without guidance
-    torch.nn.init.zeros_(last.bias)
+    student = student_of(teacher).to(device)
     low, high = GUIDANCE
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
