@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import diffusers
 import torch
@@ -12,8 +13,9 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from expunge.backbone.base import Backbone
-from expunge.backbone.flow import FluxBackbone, SD3Backbone
+from expunge.backbone.flux import FluxBackbone
 from expunge.backbone.profile import BUNDLED
+from expunge.backbone.sd3 import SD3Backbone
 from expunge.backbone.unet import SDXLBackbone, UNetBackbone
 
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
@@ -32,6 +34,11 @@ _BACKBONES: dict[str, type[Backbone]] = {
     "StableDiffusion3InpaintPipeline": SD3Backbone,
 }
 
+Offload = Literal["model", "layers"]
+"""What moves to the GPU when it is needed and back afterwards: one network, or one layer."""
+
+Quantize = Literal["int8"]
+
 
 def load(
     source: str | Path,
@@ -39,6 +46,8 @@ def load(
     config: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
+    offload: Offload | None = None,
+    quantize: Quantize | None = None,
 ) -> Any:
     """Load a plain diffusers pipeline.
 
@@ -48,10 +57,19 @@ def load(
         config: for a single file, the folder or hub id its configuration comes from.
         dtype: precision of the weights.
         device: where to put it; None for a GPU if there is one.
+        offload: keep weights in main memory and bring them to the GPU only while they compute:
+            network by network (`model`), or layer by layer (`layers`: the least memory and the
+            least speed; enough to solve closed forms and to draw, not to fine-tune).
+        quantize: hold the denoiser's linear layers in 8 bits, one scale a row, to fine-tune and to
+            draw. What is erased is then the quantised model. Needs `dtype=torch.bfloat16` and
+            `expunge[quantize]`.
 
     Raises:
-        ValueError: nothing is found there, or the file is a pickle.
+        ValueError: nothing is found there, the file is a pickle, there is no GPU to offload to, or
+            quantisation is asked of another dtype or without its library.
     """
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _check(target, dtype, offload, quantize)
     path = BUNDLED.get(str(source), Path(source))
     if path.suffix in _PICKLES:
         raise ValueError(f"{path.name} is a pickle, which can run code; only safetensors are read")
@@ -66,7 +84,59 @@ def load(
     if str(source) in BUNDLED:
         pipe.register_to_config(_name_or_path=str(source))
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if quantize:
+        _quantize(pipe.unet if hasattr(pipe, "unet") else pipe.transformer)
+    if offload:
+        _offload(pipe, offload, target)
+        return pipe
+    return pipe.to(target)
+
+
+def _check(
+    target: torch.device, dtype: torch.dtype, offload: Offload | None, quantize: Quantize | None
+) -> None:
+    """Refuse what cannot be done before anything is read."""
+    for name, value, known in (("offload", offload, Offload), ("quantize", quantize, Quantize)):
+        if value is not None and value not in get_args(known):
+            raise ValueError(f"{name} must be one of {get_args(known)} or None, got {value!r}")
+    if offload and target.type == "cpu":
+        raise ValueError(
+            f"offload={offload!r} brings weights to a GPU while they compute, and the device is "
+            "the CPU: leave offload out, or name a GPU"
+        )
+    if quantize and dtype != torch.bfloat16:
+        raise ValueError(
+            f"quantize={quantize!r} computes in bfloat16, got dtype={dtype}; "
+            "say dtype=torch.bfloat16"
+        )
+
+
+def _offload(pipe: Any, kind: Offload, device: torch.device) -> None:
+    if kind == "model":
+        pipe.enable_model_cpu_offload(device=device)
+        return
+    # Sequential offloading would leave layers without weights to solve for and to hash.
+    pipe.enable_group_offload(
+        onload_device=device, offload_device=torch.device("cpu"), offload_type="leaf_level"
+    )
+
+
+def _quantize(denoiser: nn.Module) -> None:
+    """Turn linear layers' weights into 8-bit ones, in place."""
+    try:
+        quanto = importlib.import_module("optimum.quanto")
+    except ImportError:
+        raise ValueError(
+            "quantize='int8' needs optimum-quanto: pip install 'expunge[quantize]'"
+        ) from None
+    chosen = [
+        name
+        for name, layer in denoiser.named_modules()
+        # The CPU's kernel reads 16 columns at once, beyond the end of other layers' memory.
+        if isinstance(layer, nn.Linear) and layer.in_features % 16 == 0
+    ]
+    quanto.quantize(denoiser, weights=quanto.qint8, include=chosen)
+    quanto.freeze(denoiser)
 
 
 def _load_file(path: Path, config: str | Path | None, dtype: torch.dtype) -> Any:
