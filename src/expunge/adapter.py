@@ -188,6 +188,14 @@ class Adapter:
         self._hooks = []
 
 
+def plain(weight: Tensor) -> Tensor:
+    """A layer's weight as an ordinary tensor, computed where it is quantised."""
+    if type(weight) in (Tensor, nn.Parameter):
+        return weight
+    computed: Tensor = weight.dequantize()
+    return computed
+
+
 def check_layer(layers: Mapping[str, nn.Module], name: str, change: LowRank) -> None:
     """Refuse a change made for another architecture."""
     weight = getattr(layers.get(name), "weight", None)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from expunge.adapter import LowRank
+from expunge.adapter import LowRank, plain
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def solve(layers: Mapping[str, nn.Linear], targets: Targets) -> dict[str, dict[s
             right = torch.linalg.lu_solve(*factors, moments.cross.T).T
         shared = LowRank.of(right * targets.strength)
         found[concept] = {
-            name: LowRank(shared.down, layer.weight.detach().double().cpu() @ shared.up)
+            name: LowRank(shared.down, plain(layer.weight.detach()).double().cpu() @ shared.up)
             for name, layer in layers.items()
         }
     return found

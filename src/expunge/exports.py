@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader
 from safetensors.torch import save_file
 from torch import Tensor
 
-from expunge.adapter import LowRank
+from expunge.adapter import LowRank, plain
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.erasure import RECORD, Erasure
@@ -128,6 +128,12 @@ def _built_in(erasure: Erasure, backbone: Backbone) -> Iterator[None]:
     """
     erasure.check(backbone)
     layers = dict(backbone.denoiser.named_modules())
+    for name in erasure.layers:
+        if plain(layers[name].weight) is not layers[name].weight:  # type: ignore[arg-type]
+            raise ValueError(
+                "changes cannot be built into a quantised model: load the model in half precision, "
+                "or write the format 'diffusers'"
+            )
     before = {}
     try:
         for name, change in erasure.changes().items():

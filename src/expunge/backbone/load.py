@@ -44,7 +44,7 @@ def load(
     source: str | Path,
     *,
     config: str | Path | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     offload: Offload | None = None,
     quantize: Quantize | None = None,
@@ -55,20 +55,23 @@ def load(
         source: a bundled model's name (`miniature-sd`), a diffusers folder, a hub id such as
             `stable-diffusion-v1-5/stable-diffusion-v1-5`, or a single `.safetensors` file.
         config: for a single file, the folder or hub id its configuration comes from.
-        dtype: precision of the weights.
+        dtype: precision of the weights; None for bfloat16 on a GPU, and float32 on a CPU and for
+            bundled models.
         device: where to put it; None for a GPU if there is one.
         offload: keep weights in main memory and bring them to the GPU only while they compute:
             network by network (`model`), or layer by layer (`layers`: the least memory and the
             least speed; enough to solve closed forms and to draw, not to fine-tune).
-        quantize: hold the denoiser's linear layers in 8 bits, one scale a row, to fine-tune and to
-            draw. What is erased is then the quantised model. Needs `dtype=torch.bfloat16` and
-            `expunge[quantize]`.
+        quantize: hold the denoiser's linear layers in 8 bits, one scale a row. What is erased is
+            then the quantised model. Needs `dtype=torch.bfloat16` and `expunge[quantize]`.
 
     Raises:
         ValueError: nothing is found there, the file is a pickle, there is no GPU to offload to, or
             quantisation is asked of another dtype or without its library.
     """
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype is None:
+        small = target.type == "cpu" or str(source) in BUNDLED
+        dtype = torch.float32 if small else torch.bfloat16
     _check(target, dtype, offload, quantize)
     path = BUNDLED.get(str(source), Path(source))
     if path.suffix in _PICKLES:
