@@ -129,7 +129,7 @@ def _built_in(erasure: Erasure, backbone: Backbone) -> Iterator[None]:
     erasure.check(backbone)
     layers = dict(backbone.denoiser.named_modules())
     for name in erasure.layers:
-        if plain(layers[name].weight) is not layers[name].weight:  # type: ignore[arg-type]
+        if plain(layers[name].weight) is not layers[name].weight:
             raise ValueError(
                 "changes cannot be built into a quantised model: load the model in half precision, "
                 "or write the format 'diffusers'"

@@ -26,16 +26,17 @@ _MINIATURE: dict[str, Options] = {
 }
 """Chosen on validation prompts of the miniature world; see docs/figures.md."""
 
-_MODELS = ("miniature-sd", "miniature-flux")
+_MILDER: Options = {"steps": 200, "preserved": 300, "preserve": 1.0}
+_FLUX = _MINIATURE | {"TRACE": _MINIATURE["TRACE"] | _MILDER}
+
 PRESETS: dict[tuple[str, str], Options] = {
-    (model, name): options for model in _MODELS for name, options in _MINIATURE.items()
+    (model, name): options
+    for model, methods in (("miniature-sd", _MINIATURE), ("miniature-flux", _FLUX))
+    for name, options in methods.items()
 }
 
-_MILDER: Options = {"steps": 200, "preserved": 300, "preserve": 1.0}
 _KINDS: dict[tuple[str, str, Kind], Options] = {
-    (model, "TRACE", kind): _MILDER
-    for model in _MODELS
-    for kind in ("identity", "style", "explicit")
+    ("miniature-sd", "TRACE", kind): _MILDER for kind in ("identity", "style", "explicit")
 }
 """What differs from a preset for one kind of concept."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from backbone.architectures import TINY
 
 import expunge
+from expunge.adapter import Adapter, LowRank
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
+from expunge.backbone.profile import PROFILE
 from expunge.concept import Concept, split_of
 from expunge.eraser import ESD, TRACE, UCE
 from expunge.eraser.base import Eraser, FineTuner, Points
@@ -107,6 +110,39 @@ def test_every_eraser_works_on_every_architecture(
         report = verify(export(again, tmp_path / kind, kind, pipe), pipe)
         assert report["agree"], (kind, report)
     assert backbone.weight_hash() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exports_of_a_model_with_a_profile_are_verified(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Its size and T5 length differ from the pipeline's own, and half precision rounds."""
+    folder = tmp_path / "model"
+    TINY["flux_dev"]().save_pretrained(folder)
+    sampling = {"num_inference_steps": 2, "guidance_scale": 2.0, "height": 64, "width": 64}
+    profile = {"sampling": sampling, "concepts": [], "max_sequence_length": 32}
+    (folder / PROFILE).write_text(json.dumps(profile))
+    pipe = expunge.load(folder, device="cpu", dtype=dtype)
+    cat = Concept("cat", anchor="dog", templates=("a [photo|picture|drawing|view] of a {}",))
+    erasure = dataclasses.replace(ERASERS["trace"], trajectories=2).erase(pipe, [cat])  # type: ignore[call-arg]
+    assert erasure.record["dtype"] == str(dtype).removeprefix("torch.")
+    for kind in ("diffusers", "kohya", "denoiser", "merged"):
+        report = verify(export(erasure, tmp_path / kind, kind, pipe), pipe)
+        assert report["agree"], (kind, report)
+
+
+def test_what_is_trained_stays_in_float32(pipe: Any, cat: Concept) -> None:
+    """Predictions run in bfloat16; an optimiser of bfloat16 averages would forget nothing."""
+    backbone = as_backbone(pipe)
+    layers = backbone.attention_projections("cross")
+    change = {n: LowRank(torch.zeros(1, x.in_features), torch.zeros(x.out_features, 1))
+              for n, x in layers.items()}  # fmt: skip
+    adapter = Adapter(backbone.denoiser, {"cat": change}, trainable=True)
+    backbone.precision = "bfloat16"
+    latents = torch.randn(1, *backbone.latent_shape(64, 64))
+    backbone.predict(latents, 0.5, backbone.encode_prompts(["a cat"])).sum().backward()
+    adapter.remove()
+    parameters = list(adapter.module.parameters())
+    assert {p.dtype for p in parameters} == {torch.float32}
+    assert any(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
 
 
 @pytest.mark.usefixtures("untouched")

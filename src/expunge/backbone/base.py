@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -235,7 +236,7 @@ class Backbone(ABC):
         """
         scale = self.profile.sampling.guidance_scale if guidance_scale is None else guidance_scale
         fast = self.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast), _quiet_norms():
             return self._predict(latents, level, conditioning, scale).to(latents.dtype)
 
     @contextlib.contextmanager
@@ -444,3 +445,11 @@ def fastest(device: torch.device) -> Precision:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "own"
     native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bfloat16" if native else "own"
+
+
+@contextlib.contextmanager
+def _quiet_norms() -> Iterator[None]:
+    """Without torch's remark that float32 norms cannot be fused under bfloat16 autocast."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        yield
