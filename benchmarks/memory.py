@@ -40,7 +40,7 @@ from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import BUNDLED
 from expunge.concept import Concept
 from expunge.eraser import ESD
-from expunge.eraser.base import Points
+from expunge.eraser.finetune import Points
 
 RANK = 4
 ALLOWED = 1.15

@@ -51,7 +51,7 @@ def _weight_change(backbone: Backbone, base: Backbone, names: list[str]) -> dict
         module = here.get(name)
         if isinstance(module, LoraLayer):
             deltas = [module.get_delta_weight(each).double() for each in module.active_adapters]
-            found[name] = float(torch.stack(deltas).sum(0).norm())
+            found[name] = float(torch.stack(deltas).sum(0).detach().norm())
         elif module is not None:
             weight, before = module.weight, there[name].weight
             assert isinstance(weight, Tensor)

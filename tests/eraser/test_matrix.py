@@ -18,7 +18,8 @@ from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import PROFILE
 from expunge.concept import Concept, split_of
 from expunge.eraser import ESD, TRACE, UCE
-from expunge.eraser.base import Eraser, FineTuner, Points
+from expunge.eraser.base import Eraser
+from expunge.eraser.finetune import FineTuner, Points
 from expunge.erasure import Erasure
 from expunge.exports import export
 from expunge.run.fit import DivergedError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from expunge.backbone.base import Attention, Backbone
 from expunge.concept import Concept
-from expunge.eraser.base import FineTuner, Points
+from expunge.eraser.finetune import FineTuner, Points
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 from expunge.backbone.base import Backbone
 from expunge.closed_form import Targets
 from expunge.concept import Concept
-from expunge.eraser.base import FineTuner, Points, Result, closed_form_result
+from expunge.eraser.base import Result, closed_form_result
+from expunge.eraser.finetune import FineTuner, Points
 from expunge.eraser.tokens import TokenChoice, joint_targets
 
 ClosedFormVariant = Literal["refine", "collapse"]
