@@ -359,17 +359,18 @@ def uncomputed(backbone: Backbone, name: str, side: int) -> Iterator[None]:
 
 
 def activations(name: str, side: int) -> dict[str, float]:
-    """Gigabytes in bf16: of a training step of two points, and of predicting 16 points."""
+    """Gigabytes in bf16: of a training step of two points, and of one batch of predictions."""
     backbone = as_backbone(pipeline(name, full=True).to(torch.bfloat16))
     with uncomputed(backbone, name, side):
         plain = one_batch(backbone)["activations"]
-        noise = backbone.initial_noise(range(16), backbone.profile.sampling)
+        count = 2 * backbone.profile.sampling.batch_size
+        noise = backbone.initial_noise(range(count), backbone.profile.sampling)
         with torch.no_grad(), peak(backbone) as most:
-            backbone.predict(noise, 0.5, backbone.encode_prompts([""] * 16))
+            backbone.predict(noise, 0.5, backbone.encode_prompts([""] * count))
         backbone.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         less = one_batch(backbone)["activations"]
     drawing = most() - weights(backbone)
-    found = {"training": plain, "with checkpointing": less, "predicting 16 points": drawing}
+    found = {"training": plain, "with checkpointing": less, "predicting": drawing}
     return {kind: value / GB for kind, value in found.items()}
 
 
@@ -409,7 +410,7 @@ def show_plan(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = [f"{row['adapter parameters'] / 1e6:.2f}", *(f"{row[kind]:.3f}" for kind in kinds)]
         print(f"| {row['model']} | {' | '.join(cells)} |")
-    kinds = ["training", "with checkpointing", "predicting 16 points"]
+    kinds = ["training", "with checkpointing", "predicting"]
     print(f"\n| model | pixels | {', GB | '.join(kinds)}, GB |\n| --- | --- | --- | --- | --- |")
     for row in rows:
         for side, found in row["activations"].items():
