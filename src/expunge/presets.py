@@ -36,7 +36,8 @@ PRESETS: dict[tuple[str, str], Options] = {
 }
 
 _KINDS: dict[tuple[str, str, Kind], Options] = {
-    ("miniature-sd", "TRACE", kind): _MILDER for kind in ("identity", "style", "explicit")
+    **{("miniature-sd", "TRACE", kind): _MILDER for kind in ("identity", "style", "explicit")},
+    ("miniature-flux", "TRACE", "identity"): {"preserved": 100, "preserve": 0.5},
 }
 """What differs from a preset for one kind of concept."""
 
