@@ -33,8 +33,7 @@ def miniature_train(
 ) -> None:
     """Make a bundled model from nothing: `miniature-sd` with its judges, or `miniature-flux`.
 
-    On two CPU cores that takes about two and a half hours or one and a half. Ctrl-C and the same
-    command later is fine.
+    Hours on two CPU cores. Ctrl-C and the same command later is fine.
 
     Example: `expunge miniature train --out runs/miniature`
     """
