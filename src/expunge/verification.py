@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from expunge.adapter import Adapter
@@ -34,9 +33,7 @@ def recorded(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} carries no record of Expunge ({RECORD} is missing)")
         record: dict[str, Any] = json.loads(file.read_text())
         return record
-    read_safetensors(path)
-    with safe_open(path, "pt") as handle:
-        header = handle.metadata() or {}
+    _, header = read_safetensors(path)
     if "expunge" not in header:
         raise ValueError(f"{path.name} carries no record of Expunge in its header")
     loaded: dict[str, Any] = json.loads(header["expunge"])
@@ -84,11 +81,12 @@ def verify(path: str | Path, base: Any, tolerance: float | None = None) -> dict[
         tolerance = 1e-3 if before.dtype == torch.float32 else 2e-2
     names = sorted(record["fingerprint"]["layers"])
     prompts = [concept["name"] for concept in record["concepts"]]
-    if path.is_file() and is_kohya_flux(read_safetensors(path)[0]):
-        weights, predictions = _read_here(path, before, record, prompts)
+    tensors = read_safetensors(path)[0] if path.is_file() else {}
+    if is_kohya_flux(tensors):
+        weights, predictions = _read_here(tensors, before, record, prompts)
         reader = "expunge"
     else:
-        after = as_backbone(_read_by_diffusers(path, before, record).to(before.device))
+        after = as_backbone(_read_by_diffusers(path, tensors, before, record).to(before.device))
         after.profile = before.profile  # read from memory, it does not know its folder
         weights = _compare_weights(record, _weight_change(after, before, names))
         predictions = _compare_predictions(record, signatures(after, prompts))
@@ -101,16 +99,16 @@ def verify(path: str | Path, base: Any, tolerance: float | None = None) -> dict[
 
 
 def _read_here(
-    path: Path, before: Backbone, record: Mapping[str, Any], prompts: list[str]
+    tensors: Mapping[str, Tensor], before: Backbone, record: Mapping[str, Any], prompts: list[str]
 ) -> tuple[float, float]:
     """Compare a kohya file for FLUX without diffusers, which drops its layers that read text."""
     layers = dict(before.denoiser.named_modules())
-    shapes = {}
+    outputs = {}
     for name in record["fingerprint"]["layers"]:
         layer = layers.get(name)
         if isinstance(layer, nn.Linear):
-            shapes[name] = (layer.out_features, layer.in_features)
-    factors = read_kohya_flux(read_safetensors(path)[0], shapes)
+            outputs[name] = layer.out_features
+    factors = read_kohya_flux(tensors, outputs)
     change = {name: part.norm for name, part in factors.items()}
     adapter = Adapter(before.denoiser, {"export": factors})
     try:
@@ -120,7 +118,9 @@ def _read_here(
     return _compare_weights(record, change), _compare_predictions(record, found)
 
 
-def _read_by_diffusers(path: Path, before: Backbone, record: Mapping[str, Any]) -> Any:
+def _read_by_diffusers(
+    path: Path, tensors: Mapping[str, Tensor], before: Backbone, record: Mapping[str, Any]
+) -> Any:
     """The pipeline plain diffusers makes of an export."""
     parts = dict(before.pipe.components)
     options = {"requires_safety_checker": False} if "safety_checker" in parts else {}
@@ -131,9 +131,7 @@ def _read_by_diffusers(path: Path, before: Backbone, record: Mapping[str, Any]) 
         network: Any = type(before.denoiser)
         denoiser = network.from_pretrained(path, dtype=before.dtype)
         return kind(**parts | {before.denoiser_name: denoiser}, **options)
-    with safe_open(path, "pt") as handle:
-        lora = any("lora" in key for key in handle.keys())  # noqa: SIM118
-    if not lora:
+    if not any("lora" in key for key in tensors):
         config = BUNDLED.get(before.name_or_path, before.name_or_path)
         if not config:
             raise ValueError(

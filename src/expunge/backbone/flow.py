@@ -69,20 +69,20 @@ class FlowBackbone(Backbone):
                     found[f"{block}.{name}"] = layer
         return found
 
-    def _shift(self, level: Tensor | float, like: Tensor) -> Tensor:
+    def _sigma(self, level: Tensor | float, like: Tensor) -> Tensor:
         """The level of each latent, shaped to multiply them."""
         levels = torch.as_tensor(level, device=like.device).to(like.dtype)
         return levels.expand(len(like)).view(-1, *(1,) * (like.ndim - 1))
 
     def add_noise(self, clean: Tensor, noise: Tensor, level: Tensor | float) -> Tensor:
-        sigma = self._shift(level, clean)
+        sigma = self._sigma(level, clean)
         return (1 - sigma) * clean + sigma * noise
 
     def clean(self, latents: Tensor, prediction: Tensor, level: Tensor | float) -> Tensor:
-        return latents - self._shift(level, latents) * prediction
+        return latents - self._sigma(level, latents) * prediction
 
     def noise(self, latents: Tensor, prediction: Tensor, level: Tensor | float) -> Tensor:
-        return latents + (1 - self._shift(level, latents)) * prediction
+        return latents + (1 - self._sigma(level, latents)) * prediction
 
     def log_snr(self, level: float) -> float:
         if level in (0, 1):

@@ -1,8 +1,8 @@
 """LoRA layers under the names of kohya's trainers, which most front ends read.
 
-Every layer is scaled by alpha / rank, with the rank of that layer's own `down`: an alpha equal to
-it scales by 1. For FLUX that is three or four times the common rank where queries, keys and values
-are one layer.
+Readers scale every layer by alpha / rank, with the rank of that layer's own `down`, which on FLUX is
+that of several layers together where queries, keys and values are one. What is named here has no
+alpha yet: whoever writes a file chooses it.
 """
 
 from __future__ import annotations
@@ -151,32 +151,34 @@ def _fuse(present: Mapping[str, LowRank], members: Mapping[str, int]) -> LowRank
 
 def is_kohya_flux(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a file's tensors have the names that `kohya_flux` gives."""
-    starts = tuple(f"{_PREFIX}{start}" for start in ("double_blocks_", "single_blocks_", "txt_in"))
+    starts = tuple(
+        f"{_PREFIX}{start}" for start in ("double_blocks_", "single_blocks_", "txt_in", "vector_in")
+    )
     return any(key.startswith(starts) for key in tensors)
 
 
 def read_kohya_flux(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]
+    tensors: Mapping[str, Tensor], outputs: Mapping[str, int]
 ) -> dict[str, LowRank]:
     """Changes by diffusers name, as a kohya FLUX file holds them.
 
     Args:
         tensors: of the file.
-        shapes: outputs and inputs of the layers to look for, by diffusers name.
+        outputs: features that each layer to look for puts out, by diffusers name.
 
     Returns:
         The changes of those layers that the file has, scaled by alpha / rank.
     """
     found = {}
-    for name, (outputs, _) in shapes.items():
+    for name, rows in outputs.items():
         stack, index, inner = _split(name)
-        key, first = _flux_key(name, stack, index, inner, outputs)
+        key, first = _flux_key(name, stack, index, inner, rows)
         key = _PREFIX + key.replace(".", "_")
         if f"{key}.lora_down.weight" not in tensors:
             continue
         down, up = (tensors[f"{key}.lora_{side}.weight"] for side in ("down", "up"))
         scale = float(tensors[f"{key}.alpha"]) / len(down)
-        found[name] = LowRank(down, scale * up[first : first + outputs])
+        found[name] = LowRank(down, scale * up[first : first + rows])
     return found
 
 
