@@ -1,8 +1,8 @@
 """LoRA layers under the names of kohya's trainers, which most front ends read.
 
-Readers scale every layer by alpha / rank, with the rank of that layer's own `down`, which on FLUX is
-that of several layers together where queries, keys and values are one. What is named here has no
-alpha yet: whoever writes a file chooses it.
+Readers scale every layer by alpha / rank, with the rank of that layer's own `down`. On FLUX that is
+the rank of several layers together where queries, keys and values are one. What is named here has
+no alpha yet: whoever writes a file chooses it.
 """
 
 from __future__ import annotations
