@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from expunge.auditing.log import SCHEMA, Log
+from expunge.auditing.units import drawn, judged
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import Sampling
@@ -24,7 +25,7 @@ from expunge.judge.choose import default_judge
 from expunge.measure.frechet import frechet_distance
 from expunge.measure.rates import Paired, Rate
 from expunge.run.fit import progress_bar
-from expunge.run.store import Store, unit_id
+from expunge.run.store import Store
 
 Role = Literal["target", "neighbour", "unrelated"]
 Condition = Literal["original", "erased"]
@@ -148,38 +149,6 @@ class _Runner:
             with self.erasure.applied(self.backbone, self.strength):
                 yield
 
-    def _images(self, prompts: Sequence[Prompt], condition: Condition, index: int) -> list[str]:
-        texts, seeds = [p.text for p in prompts], [p.seed(index) for p in prompts]
-        spec = {
-            "job": "draw",
-            "model": self._model,
-            "changes": self._changes if condition == "erased" else None,
-            "prompts": texts,
-            "seeds": seeds,
-            "sampling": asdict(self.sampling),
-            "precision": self.backbone.precision,
-            "dtype": str(self.backbone.dtype),
-        }
-        unit = unit_id(spec)
-        done = self.store.get(unit)
-        if done is None:
-            drawn = self.backbone.draw(texts, seeds, self.sampling)
-            done = {"spec": spec, "images": [self.store.put_image(image) for image in drawn]}
-            self.store.put(unit, done)
-        return list(done["images"])
-
-    def _verdicts(self, images: Sequence[str], concept: str) -> Mapping[str, list[float]]:
-        spec = {"job": "judge", "judge": self.judge.hash, "concept": concept, "images": images}
-        unit = unit_id(spec)
-        done = self.store.get(unit)
-        if done is None:
-            pictures = [self.store.image(name) for name in images]
-            scores = self.judge.score(pictures, concept).astype(float)
-            broken = self.judge.broken(pictures).astype(float)
-            done = {"spec": spec, "scores": scores.tolist(), "broken": broken.tolist()}
-            self.store.put(unit, done)
-        return done
-
     def run(self, groups: Sequence[_Group], frechet: bool) -> tuple[Results, dict[str, Any] | None]:
         """Draw every group as the original and as erased; the Fréchet distances if n allows."""
         benign = [group for group in groups if group.role != "target"]
@@ -207,8 +176,16 @@ class _Runner:
         broken: list[float] = []
         with self._as(condition):
             for prompts in group.units(self.sampling.batch_size):
-                names = self._images(prompts, condition, index)
-                verdict = self._verdicts(names, group.concept)
+                names = drawn(
+                    self.store,
+                    self.backbone,
+                    prompts,
+                    self.sampling,
+                    model=self._model,
+                    changes=self._changes if condition == "erased" else None,
+                    index=index,
+                )
+                verdict = judged(self.store, self.judge, names, group.concept)
                 images += names
                 scores += verdict["scores"]
                 broken += verdict["broken"]

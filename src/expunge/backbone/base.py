@@ -314,7 +314,7 @@ class Backbone(ABC):
         Raises:
             ValueError: the model cannot draw that size.
         """
-        factor, grain = self.pipe.vae_scale_factor, self._grain
+        factor, grain = self.pipe.vae_scale_factor, self.grain
         if height % grain or width % grain:
             raise ValueError(
                 f"height and width must be multiples of {grain}, got {height} and {width}"
@@ -322,7 +322,7 @@ class Backbone(ABC):
         return (self.pipe.vae.config.latent_channels, height // factor, width // factor)
 
     @property
-    def _grain(self) -> int:
+    def grain(self) -> int:
         """Pixels that sizes must be a multiple of."""
         return int(self.pipe.vae_scale_factor)
 
@@ -424,17 +424,26 @@ class Backbone(ABC):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of clean latents."""
+        return to_images(self.decode_pixels(latents))
+
+    def decode_pixels(self, latents: Tensor) -> Tensor:
+        """Pixels of clean latents, about [-1, 1], (n, 3, height, width), with a gradient."""
         with self._autoencoder() as vae:
             shift = vae.config.get("shift_factor") or 0.0
             scaled = latents.to(vae.dtype) / vae.config.scaling_factor + shift
-            return to_images(vae.decode(scaled, return_dict=False)[0])
+            pixels: Tensor = vae.decode(scaled, return_dict=False)[0]
+            return pixels
 
-    @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Clean latents of pictures of one size (the posterior's mode)."""
+        return self.encode_pixels(to_pixels(images))
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Clean latents of pixels in [-1, 1], (n, 3, height, width) (the posterior's mode)."""
         with self._autoencoder() as vae:
             shift = vae.config.get("shift_factor") or 0.0
-            mode = vae.encode(to_pixels(images).to(self.device, vae.dtype)).latent_dist.mode()
+            mode = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode()
             latents: Tensor = ((mode - shift) * vae.config.scaling_factor).to(self.dtype)
             return latents
 

@@ -117,7 +117,7 @@ class FlowBackbone(Backbone):
         return float(timestep) / 1000
 
     @property
-    def _grain(self) -> int:
+    def grain(self) -> int:
         return 2 * int(self.pipe.vae_scale_factor)
 
     @property

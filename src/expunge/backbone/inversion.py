@@ -1,8 +1,10 @@
-"""The noise from which a picture would be drawn, found by sampling backwards."""
+"""Part of a sampling run, downwards from a noisy picture or backwards to its noise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -48,16 +50,40 @@ def invert(
     Raises:
         ValueError: the model cannot take this guidance, or `iterations` is below 1.
     """
+    levels = backbone.levels(sampling)[::-1]
+    return climb(
+        backbone,
+        clean,
+        levels,
+        conditioning,
+        sampling.guidance_scale,
+        solver=solver,
+        iterations=iterations,
+    )
+
+
+@torch.no_grad()
+def climb(
+    backbone: Backbone,
+    clean: Tensor,
+    levels: Sequence[float],
+    conditioning: Conditioning,
+    guidance_scale: float = 1.0,
+    *,
+    solver: Solver = "fixed_point",
+    iterations: int = 4,
+) -> Tensor:
+    """Invert through given noise levels, the lowest first; else as `invert`."""
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
-    backbone.check_guidance(sampling.guidance_scale)
+    backbone.check_guidance(guidance_scale)
     empty = backbone.unconditional()
 
     def predict(latents: Tensor, level: float) -> Tensor:
-        return backbone.guided(latents, level, conditioning, sampling.guidance_scale, empty)
+        return backbone.guided(latents, level, conditioning, guidance_scale, empty)
 
     latents = clean
-    for level, to in pairwise(backbone.levels(sampling)[::-1]):
+    for level, to in pairwise(levels):
         if solver == "fixed_point":
             latents = _arrive(backbone, latents, level, to, predict, iterations)
             continue
@@ -85,3 +111,53 @@ def _arrive(
         back = backbone.move(reached, predict(reached, to), to, level)
         reached = reached + (latents - back) / slope
     return reached
+
+
+def levels_below(level: float, num_inference_steps: int) -> list[float]:
+    """Evenly spaced noise levels from `level` down to 0.
+
+    Args:
+        level: where to start, 0 to 1.
+        num_inference_steps: of a whole run from 1 to 0; a part of it takes its share, rounded up.
+    """
+    steps = math.ceil(level * num_inference_steps - 1e-9)
+    return [level * (steps - index) / steps for index in range(steps)] + [0.0]
+
+
+def descend(
+    backbone: Backbone,
+    latents: Tensor,
+    levels: Sequence[float],
+    conditioning: Conditioning,
+    guidance_scale: float = 1.0,
+) -> Iterator[tuple[float, Tensor]]:
+    """Denoise step by step from the first level to the last, which is 0.
+
+    On ε- and v-models these are DDIM steps, on flows Euler steps.
+
+    Yields:
+        Level reached and latents there; at 0 the clean latents the last prediction stands for.
+    """
+    backbone.check_guidance(guidance_scale)
+    empty = backbone.unconditional()
+    for level, to in pairwise(levels):
+        with torch.no_grad():
+            predicted = backbone.guided(latents, level, conditioning, guidance_scale, empty)
+            latents = (
+                backbone.move(latents, predicted, level, to)
+                if to
+                else backbone.clean(latents, predicted, level)
+            )
+        yield to, latents
+
+
+def denoise(
+    backbone: Backbone,
+    latents: Tensor,
+    levels: Sequence[float],
+    conditioning: Conditioning,
+    guidance_scale: float = 1.0,
+) -> Tensor:
+    """Clean latents at the end of `descend`; what came in, if there is no step to take."""
+    reached = deque(descend(backbone, latents, levels, conditioning, guidance_scale), maxlen=1)
+    return reached[0][1] if reached else latents

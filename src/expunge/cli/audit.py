@@ -94,19 +94,20 @@ def audit(
 
 @app.command
 def report(
-    run: Run,
+    run: Annotated[Path, Parameter(help="Folder of an audited erasure or a watermark bench.")],
     *,
-    out: Annotated[
-        Path | None, Parameter(help="HTML to write; report.html beside the log.")
-    ] = None,
+    out: Annotated[Path | None, Parameter(help="HTML to write; report.html in the folder.")] = None,
 ) -> None:
-    """Write an audit as one HTML file that needs no network.
+    """Write an audit or a watermark bench as one HTML file that needs no network.
 
     Example: `expunge report runs/cat`
     """
     from expunge.auditing import Log
+    from expunge.watermark.log import LOG, WatermarkLog
 
-    say(str(Log.load(run / "log").report(out or run / "report.html")))
+    watermark = (run / LOG).is_file()
+    log = WatermarkLog.load(run) if watermark else Log.load(run / "log")
+    say(str(log.report(out or run / "report.html")))
 
 
 @app.command

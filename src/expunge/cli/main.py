@@ -9,7 +9,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError
 
-from expunge.cli import audit, exports, look, world  # noqa: F401  they register their commands
+from expunge.cli import audit, exports, look, watermark, world  # noqa: F401  they register their commands
 from expunge.cli.app import app, say
 from expunge.cli.erase import asked_method, eraser_class, with_options
 

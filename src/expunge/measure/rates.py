@@ -120,14 +120,21 @@ def design_effect(flags: Sequence[bool] | NDArray[np.bool_], clusters: Sequence[
         )
     index = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
     members = np.array([index[cluster] for cluster in clusters])
-    count = len(index)
+    return _design_effect(
+        np.bincount(members[outcomes], minlength=len(index)), np.bincount(members)
+    )
+
+
+def _design_effect(events: NDArray[np.integer], sizes: NDArray[np.integer]) -> float:
+    """The design effect from events and outcomes of each cluster."""
+    n, count = int(sizes.sum()), len(sizes)
     if count == n:
         return 1.0
-    if count == 1 or outcomes.all() or not outcomes.any():
+    mean = float(events.sum()) / n
+    if count == 1 or mean in (0.0, 1.0):
         return n / count
-    sizes = np.bincount(members)
-    rates = np.bincount(members, weights=outcomes) / sizes
-    between = float(sizes @ (rates - outcomes.mean()) ** 2) / (count - 1)
+    rates = events / sizes
+    between = float(sizes @ (rates - mean) ** 2) / (count - 1)
     within = float(sizes @ (rates * (1 - rates))) / (n - count)
     kish = float(sizes @ sizes) / n
     typical = (n - kish) / (count - 1)
@@ -177,6 +184,28 @@ class Rate:
         n = outcomes.size
         effective_n = None if clusters is None else n / design_effect(outcomes, clusters)
         return cls(int(outcomes.sum()), n, effective_n)
+
+    @classmethod
+    def of_counts(cls, events: Sequence[int], sizes: Sequence[int]) -> Self:
+        """Count outcomes that come in clusters, such as the bits of a picture.
+
+        Args:
+            events: in each cluster.
+            sizes: outcomes in each cluster, at least 1.
+
+        Raises:
+            ValueError: no cluster, lengths that differ, or a count out of range.
+        """
+        if not len(events) or len(events) != len(sizes):
+            raise ValueError(
+                f"events and sizes must be equally long and not empty, got {len(events)} and "
+                f"{len(sizes)}; pass one count per cluster"
+            )
+        for k, n in zip(events, sizes, strict=True):
+            _check_counts(k, n)
+        total = int(sum(sizes))
+        effect = _design_effect(np.asarray(events), np.asarray(sizes))
+        return cls(int(sum(events)), total, total / effect)
 
     @property
     def value(self) -> float:

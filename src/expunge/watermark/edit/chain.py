@@ -1,0 +1,50 @@
+"""Two edits, or more, one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from expunge.backbone.base import Backbone
+from expunge.watermark.edit.base import Edit, Subject
+from expunge.watermark.scheme.base import Scheme
+
+
+@dataclass(frozen=True)
+class Chain(Edit):
+    """Edits in their order.
+
+    Attributes:
+        edits: at least two.
+    """
+
+    name: ClassVar[str] = "chain"
+    edits: tuple[Edit, ...]
+
+    @property
+    def label(self) -> str:
+        """All of them with their levels, joined by `+`."""
+        named = [
+            edit.label if edit.strength is None else f"{edit.label}:{edit.strength:g}"
+            for edit in self.edits
+        ]
+        return "+".join(named)
+
+    def __post_init__(self) -> None:
+        if len(self.edits) < 2:
+            raise ValueError(f"a chain takes at least two edits, got {len(self.edits)}")
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"edit": self.name, "edits": [edit.spec for edit in self.edits]}
+
+    def check(self, scheme: Scheme, backbone: Backbone | None) -> None:
+        for edit in self.edits:
+            edit.check(scheme, backbone)
+
+    def __call__(self, subject: Subject) -> Tensor:
+        for edit in self.edits:
+            subject = replace(subject, pixels=edit(subject))
+        return subject.pixels

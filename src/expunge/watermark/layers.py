@@ -1,0 +1,230 @@
+"""Both layers at once: pictures of an erased model, marked, then edited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from expunge.auditing.units import drawn, judged
+from expunge.backbone.base import Backbone
+from expunge.backbone.load import as_backbone
+from expunge.concept import Prompt, Split, refuse_minors
+from expunge.erasure import Erasure
+from expunge.judge.base import Judge
+from expunge.judge.choose import default_judge
+from expunge.measure.rates import Paired
+from expunge.run.fit import progress_bar
+from expunge.run.store import Store
+from expunge.watermark.bench import Changes, bench, check
+from expunge.watermark.edit.base import Edit
+from expunge.watermark.log import WatermarkLog
+from expunge.watermark.pictures import Host
+from expunge.watermark.scheme.base import Scheme
+
+EXAMPLES = 6
+"""Pictures that the report shows for each scheme and edit."""
+
+
+def layers(
+    pipe: Any,
+    erasure: Erasure,
+    schemes: Sequence[Scheme],
+    edits: Sequence[Edit],
+    *,
+    count: int = 60,
+    strength: float = 1.0,
+    judge: Judge | None = None,
+    split: Split = "test",
+    folder: str | Path = "runs/layers",
+    command: str = "",
+) -> WatermarkLog:
+    """Draw erased concepts with the erased model, mark the pictures, edit them, look again.
+
+    Two questions: does the mark survive, and does the edit bring the concept back? Every edit is
+    done by the original model and, as a control, by the erased one. An edit that reads captions is
+    told the prompt, which names the concept.
+
+    Args:
+        pipe: the original model, a diffusers pipeline or a backbone.
+        erasure: what was erased from it.
+        schemes: what marks.
+        edits: what is done to marked pictures.
+        count: pictures of each erased concept.
+        strength: of the erasure.
+        judge: says whether a picture shows the concept; None for the model's usual one.
+        split: whose prompts.
+        folder: where log, units and pictures go; the same call after a stop goes on.
+        command: how to run this again, for the report.
+
+    Returns:
+        A log as `bench` makes it, whose cells name their `editor`, with one more part, `concept`.
+
+    Raises:
+        ValueError: something cannot be done; see `bench`. Or the judge does not know a concept.
+    """
+    backbone = as_backbone(pipe)
+    erasure.check(backbone)
+    judge = judge or default_judge(backbone)
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    prompts = _prompts(erasure, judge, split, count)
+    for scheme in schemes:
+        for edit in edits:
+            edit.check(scheme, backbone)
+        scheme.check(backbone)
+    store, changes = Store(Path(folder)), Changes(erasure, strength)
+    store.check_writable()
+    hosts = _hosts(store, backbone, changes, prompts)
+    check(schemes, edits, hosts, backbone)
+    logs = {
+        editor: bench(
+            schemes,
+            edits,
+            hosts,
+            pipe=backbone,
+            examples=len(hosts),
+            drawn_by=changes,
+            edited_by=None if editor == "original" else changes,
+            folder=folder,
+            command=command,
+        )
+        for editor in ("original", "erased")
+    }
+    concepts = [prompt.concept for prompt in prompts]
+    shown = [
+        entry
+        for editor, log in logs.items()
+        for entry in _came_back(store, judge, concepts, editor, log)
+    ]
+    log = _together(logs, shown, judge, erasure, strength, store)
+    log.save(Path(folder))
+    return log
+
+
+def _prompts(erasure: Erasure, judge: Judge, split: Split, count: int) -> list[Prompt]:
+    found = []
+    for concept in erasure.concepts:
+        if not judge.knows(concept.name):
+            raise ValueError(f"the judge {judge.name} does not know {concept.name}")
+        prompts = concept.prompts("plain", split, count)
+        refuse_minors(concept.kind, (prompt.text for prompt in prompts))
+        found += prompts
+    return found
+
+
+def _hosts(
+    store: Store, backbone: Backbone, changes: Changes, prompts: Sequence[Prompt]
+) -> list[Host]:
+    """What the erased model draws when it is asked for what was erased."""
+    sampling = backbone.profile.sampling
+    model, hosts = backbone.weight_hash(), []
+    with (
+        changes.erasure.applied(backbone, changes.strength),
+        progress_bar("drawing", len(prompts)) as advance,
+    ):
+        for start in range(0, len(prompts), sampling.batch_size):
+            part = prompts[start : start + sampling.batch_size]
+            names = drawn(store, backbone, part, sampling, model=model, changes=changes.hash)
+            for prompt, name in zip(part, names, strict=True):
+                pixels = torch.from_numpy(np.array(store.image(name).convert("RGB")))
+                hosts.append(
+                    Host.of(prompt.text, prompt.text, pixels.permute(2, 0, 1).contiguous())
+                )
+            advance(len(part), "")
+    return hosts
+
+
+def _came_back(
+    store: Store, judge: Judge, concepts: Sequence[str], editor: str, log: WatermarkLog
+) -> list[dict[str, Any]]:
+    """For every concept, scheme and edit: how often it is shown before the edit and after."""
+    cells: dict[tuple[str, str, float | None], list[dict[str, Any]]] = {}
+    for example in log.data["examples"]:
+        key = (example["scheme"], example["edit"], example["level"])
+        cells.setdefault(key, []).append(example)
+    entries = []
+    for (scheme, edit, level), examples in cells.items():
+        for concept in dict.fromkeys(concepts):
+            ours = [e for e, name in zip(examples, concepts, strict=True) if name == concept]
+            before, after = (
+                np.array(judged(store, judge, [e[side] for e in ours], concept)["scores"])
+                >= judge.threshold
+                for side in ("marked", "edited")
+            )
+            head = {"concept": concept, "scheme": scheme, "edit": edit, "level": level}
+            entries.append({**head, "editor": editor, **_paired(before, after)})
+    return entries
+
+
+def _paired(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    paired = Paired.of(before, after)
+    sides = {
+        name: {"k": rate.k, "n": rate.n, "rate": rate.value, "ci": list(rate.interval())}
+        for name, rate in (("before", paired.first), ("after", paired.second))
+    }
+    return {
+        "n": paired.n,
+        **sides,
+        "difference": paired.difference,
+        "difference_ci": list(paired.interval()),
+        "p": paired.p_value,
+    }
+
+
+def _together(
+    logs: dict[str, WatermarkLog],
+    shown: Sequence[dict[str, Any]],
+    judge: Judge,
+    erasure: Erasure,
+    strength: float,
+    store: Store,
+) -> WatermarkLog:
+    """One log of both editors' logs."""
+    first = logs["original"].data
+    names = [concept.name for concept in erasure.concepts]
+    flags = [
+        {**flag, "text": flag["text"] if editor == "original" else f"Erased editor. {flag['text']}"}
+        for editor, log in logs.items()
+        for flag in log.data["flags"]
+        if editor == "original" or flag["scheme"]
+    ]
+    data = {
+        **first,
+        "cells": [cell for log in logs.values() for cell in log.data["cells"]],
+        "examples": _few(first["examples"]),
+        "flags": flags,
+        "concept": {
+            "concept": ", ".join(names),
+            "strength": strength,
+            "judge": {
+                "name": judge.name,
+                "version": judge.version,
+                "hash": judge.hash,
+                "threshold": judge.threshold,
+            },
+            "cells": list(shown),
+        },
+        "explicit": any(concept.kind == "explicit" for concept in erasure.concepts),
+        "erasure": erasure.record,
+        "made": {
+            **first["made"],
+            "seconds": sum(log.data["made"]["seconds"] for log in logs.values()),
+        },
+    }
+    return WatermarkLog(data, store.folder)
+
+
+def _few(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first pictures of each scheme and edit."""
+    seen: dict[tuple[str, str, float | None], int] = {}
+    chosen = []
+    for example in examples:
+        key = (example["scheme"], example["edit"], example["level"])
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] <= EXAMPLES:
+            chosen.append(example)
+    return chosen

@@ -1,0 +1,246 @@
+"""Train the learned scheme: the distortions it must survive are part of every step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expunge.miniature.captions import random_pair
+from expunge.miniature.render import render
+from expunge.run.files import check_writable, write_atomically
+from expunge.run.fit import Plan, fit, progress_bar
+from expunge.watermark.edit.base import Distortion
+from expunge.watermark.edit.distortions import (
+    JPEG,
+    Blur,
+    Brightness,
+    Contrast,
+    Crop,
+    Noise,
+    Rotation,
+    Scaling,
+)
+from expunge.watermark.learned.network import SIDE, Decoder, Encoder, add_mark, seen
+from expunge.watermark.learned.textures import dead_leaves
+from expunge.watermark.scheme.learned import Learned
+
+Variant = Literal["learned", "learned-vae"]
+
+BITS = 32
+PICTURES = 24_000
+SEED = 4
+BATCH = 32
+"""Pictures a step."""
+RAMP = 0.4
+"""Share of the steps after which mark and distortions have their final strength."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a variant is trained.
+
+    Attributes:
+        plan: length and speed.
+        psnr: dB at which the mark is embedded, at the first step and from the ramp's end on. It
+            begins loud, so that the decoder finds it at all.
+        hard: strength of the distortions at the first step, 0 to 1.
+    """
+
+    plan: Plan
+    psnr: tuple[float, float]
+    hard: float = 0.0
+
+    def at(self, step: int) -> tuple[float, float]:
+        """The mark's PSNR and the distortions' strength at a step."""
+        ramp = min(1.0, step / (RAMP * self.plan.steps))
+        first, last = self.psnr
+        return first + (last - first) * ramp, self.hard + (1 - self.hard) * ramp
+
+
+_PLAN = Plan(steps=9000, lr=1.5e-3, warmup=200, decay_from=0.45, weight_decay=1e-4, ema=0.999)
+RECIPES: dict[Variant, Recipe] = {
+    "learned": Recipe(_PLAN, (27.0, 37.0)),
+    "learned-vae": Recipe(replace(_PLAN, steps=3500, lr=1e-3), (29.0, 35.0), hard=0.5),
+}
+
+
+def training_pixels(count: int) -> Tensor:
+    """Renders of the miniature world and made-up photographs, half each, uint8, (n, 3, 64, 64)."""
+    rng = random.Random(SEED)
+    pixels = np.empty((count, SIDE, SIDE, 3), np.uint8)
+    with progress_bar("rendering", count) as advance:
+        for index in range(count):
+            drawn = dead_leaves(index, SIDE) if index % 2 else render(random_pair(rng)[0]).image
+            pixels[index] = np.asarray(drawn)
+            advance(1, "")
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def drawn_distortion(generator: torch.Generator, hard: float) -> Distortion:
+    """A distortion drawn at random, no stronger than the curriculum allows."""
+    kind, at = torch.rand(2, generator=generator).tolist()
+    at *= hard
+    choices: tuple[Callable[[], Distortion], ...] = (
+        lambda: JPEG(round(95 - 55 * at)),
+        lambda: JPEG(round(95 - 55 * at)),
+        lambda: Noise(0.055 * at),
+        lambda: Noise(0.055 * at),
+        lambda: Crop(0.16 * at),
+        lambda: Crop(0.16 * at),
+        lambda: Rotation(12 * (at - hard / 2)),
+        lambda: Scaling(1 - 0.4 * at),
+        lambda: Blur(0.8 * at),
+        lambda: Brightness(1 + 0.8 * (at - hard / 2)),
+        lambda: Contrast(1 + 0.8 * (at - hard / 2)),
+    )
+    return choices[int(kind * len(choices))]()
+
+
+def distorted(marked: Tensor, generator: torch.Generator, hard: float) -> Tensor:
+    """Every eighth of a batch under a distortion of its own."""
+    parts = []
+    for part in marked.chunk(8):
+        seeds = torch.randint(2**31, (len(part),), generator=generator).tolist()
+        parts.append(drawn_distortion(generator, hard).distort(part, seeds).clamp(0, 1))
+    return torch.cat(parts)
+
+
+def round_trip(vae: Any, pixels: Tensor, generator: torch.Generator, hard: float) -> Tensor:
+    """Encode, disturb the latent as a low level of diffusion would, decode."""
+    hosts = (pixels * 2 - 1).contiguous(memory_format=torch.channels_last)
+    latent = vae.encode(hosts).latent_dist.mode()
+    amount = 0.5 * hard * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    noise = torch.randn(latent.shape, generator=generator) * amount / vae.config.scaling_factor
+    decoded = vae.decode(latent + noise.to(latent)).sample
+    clamped: Tensor = (decoded.float() / 2 + 0.5).clamp(0, 1)
+    return clamped
+
+
+def rounded(pixels: Tensor) -> Tensor:
+    """As saved with eight bits; the gradient passes."""
+    return pixels + ((pixels * 255).round() / 255 - pixels).detach()
+
+
+def train(
+    nets: nn.ModuleDict,
+    pixels: Tensor,
+    recipe: Recipe,
+    *,
+    folder: Path,
+    title: str,
+    vae: Any = None,
+    log: Callable[[int, float], None] | None = None,
+) -> nn.ModuleDict:
+    """Train encoder and decoder together on random messages.
+
+    Half of every batch is read as it was saved, half after distortions; with an autoencoder the
+    first half also after its round trip.
+
+    Args:
+        nets: `encoder` and `decoder`.
+        pixels: uint8, (n, 3, 64, 64).
+        recipe: how.
+        folder: for checkpoints; the same call after a stop goes on.
+        title: names checkpoints and the progress bar.
+        vae: a diffusers autoencoder whose round trip the mark has to survive.
+        log: called with (step, loss).
+
+    Returns:
+        Both networks' running averages, in evaluation mode.
+    """
+    bits = len(nets["encoder"].carriers)  # type: ignore[arg-type]
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        psnr, hard = recipe.at(step)
+        index = torch.randint(len(pixels), (BATCH,), generator=generator)
+        hosts = (pixels[index].float() / 255).contiguous(memory_format=torch.channels_last)
+        message = torch.randint(0, 2, (BATCH, bits), generator=generator).float()
+        half = BATCH // 2
+        with torch.autocast("cpu", torch.bfloat16):
+            change = nets["encoder"](seen(hosts), message * 2 - 1)
+            marked = rounded(add_mark(hosts, change, psnr))
+            read = [marked[:half], distorted(marked[half:], generator, hard)]
+            told = [message]
+            if vae is not None:
+                read.append(round_trip(vae, marked[:half], generator, hard))
+                told.append(message[:half])
+            logits = nets["decoder"](seen(torch.cat(read)))
+        return F.binary_cross_entropy_with_logits(logits, torch.cat(told))
+
+    trained = fit(title, nets, loss, recipe.plan, folder=folder, seed=SEED, log=log)
+    assert isinstance(trained, nn.ModuleDict)
+    return trained.eval()
+
+
+def make(
+    out: Path,
+    variant: Variant,
+    *,
+    bits: int = BITS,
+    vae: Any = None,
+    share: float = 1.0,
+    count: int = PICTURES,
+) -> Path:
+    """Train a variant from nothing and write it.
+
+    Args:
+        out: where to; `VARIANT.safetensors` and `checkpoints/` are made in it.
+        variant: `learned-vae` goes on from the `learned` of the same folder, or of the package.
+        bits: of a payload.
+        vae: the autoencoder `learned-vae` meets.
+        share: of the full steps, above 0 and at most 1.
+        count: pictures to train on.
+
+    Returns:
+        The file of weights.
+
+    Raises:
+        ValueError: a share or a number of bits out of range, or no `learned` of as many bits.
+    """
+    if not 1 <= bits <= 256:
+        raise ValueError(f"bits must lie between 1 and 256, got {bits}")
+    recipe = RECIPES[variant]
+    recipe = replace(recipe, plan=recipe.plan.shortened(share))
+    check_writable(out)
+    nets = _begin(out, variant, bits)
+    trained = train(
+        nets,
+        training_pixels(count),
+        recipe,
+        folder=out / "checkpoints",
+        title=variant,
+        vae=vae,
+    )
+    path = out / f"{variant}.safetensors"
+    save(trained, path, {"bits": str(bits), "variant": variant})
+    return path
+
+
+def _begin(out: Path, variant: Variant, bits: int) -> nn.ModuleDict:
+    torch.manual_seed(SEED)
+    nets = nn.ModuleDict({"encoder": Encoder(bits), "decoder": Decoder(bits)})
+    if variant == "learned-vae":
+        own = out / "learned.safetensors"
+        scheme = Learned(weights=str(own) if own.is_file() else "")
+        if scheme.raw_bits != bits:
+            raise ValueError(
+                f"learned-vae of {bits} bits goes on from a learned of {bits} bits, and the one "
+                f"there has {scheme.raw_bits}; train learned in {out} first"
+            )
+        nets.load_state_dict(scheme.networks.state_dict())
+    return nets
+
+
+def save(nets: nn.Module, path: Path, settings: dict[str, str]) -> None:
+    """Write both networks in half precision, with what they were trained for in the header."""
+    tensors = {name: value.half().contiguous() for name, value in nets.state_dict().items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=settings))

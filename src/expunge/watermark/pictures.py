@@ -1,0 +1,181 @@
+"""Where the pictures of a bench come from: a folder, the miniature world, or a model."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from expunge.backbone.base import Backbone
+from expunge.concept import split_of
+from expunge.miniature.captions import describe, random_scene
+from expunge.miniature.render import SIZE, render
+from expunge.run.fit import progress_bar
+from expunge.watermark.scheme.base import Batch
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_EIGHT_BIT = {"RGB", "L", "P", "1"}
+
+
+@dataclass(frozen=True)
+class Host:
+    """A picture that will carry a mark.
+
+    Attributes:
+        name: what names it, such as its file.
+        size: height and width in pixels.
+        caption: what it shows, empty where nobody said.
+        digest: SHA-256 of its pixels.
+        load: gives the pixels, uint8, (3, height, width).
+    """
+
+    name: str
+    size: tuple[int, int]
+    caption: str
+    digest: str
+    load: Callable[[], Tensor]
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything random done to it: 63 bits of SHA-256 over name and pixels."""
+        text = f"{self.name}\0{self.digest}".encode()
+        return int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 1
+
+    @classmethod
+    def of(cls, name: str, caption: str, pixels: Tensor) -> Host:
+        """A picture held in memory."""
+        return cls(name, size_of(pixels), caption, digest_of(pixels), lambda: pixels)
+
+
+def size_of(pixels: Tensor) -> tuple[int, int]:
+    """Height and width of (3, height, width)."""
+    return pixels.shape[-2], pixels.shape[-1]
+
+
+def digest_of(pixels: Tensor) -> str:
+    """SHA-256 of pixels and their shape."""
+    header = f"{tuple(pixels.shape)}".encode()
+    return hashlib.sha256(header + pixels.contiguous().numpy().tobytes()).hexdigest()
+
+
+def folder(path: Path) -> list[Host]:
+    """The pictures of a folder, in the order of their names, every one read once to check it.
+
+    A file `NAME.txt` beside a picture is its caption.
+
+    Raises:
+        ValueError: no folder, no picture in it, or a picture that is corrupt, has an alpha
+            channel, more than 8 bits, or another colour space than RGB or grey.
+    """
+    if not path.is_dir():
+        raise ValueError(f"no folder {path}; --images takes a folder of pictures")
+    files = sorted(each for each in path.iterdir() if each.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"no picture in {path}; expected {', '.join(sorted(SUFFIXES))} files")
+    hosts = []
+    with progress_bar("reading pictures", len(files)) as advance:
+        for file in files:
+            pixels = read(file)
+            text = file.with_suffix(".txt")
+            caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+            digest, size = digest_of(pixels), size_of(pixels)
+            hosts.append(Host(file.name, size, caption, digest, _reader(file)))
+            advance(1, "")
+    return hosts
+
+
+def _reader(file: Path) -> Callable[[], Tensor]:
+    return lambda: read(file)
+
+
+def read(file: Path) -> Tensor:
+    """One picture as uint8, (3, height, width), turned as its EXIF data says.
+
+    Raises:
+        ValueError: it cannot be read, or is of a kind that would have to be changed first.
+    """
+    try:
+        with Image.open(file) as picture:
+            picture.load()
+            _check_mode(file, picture)
+            upright = ImageOps.exif_transpose(picture).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} cannot be read as a picture ({error}); leave it out") from None
+    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
+
+
+def _check_mode(file: Path, picture: Image.Image) -> None:
+    mode = picture.mode
+    if mode in {"RGBA", "LA", "PA"} or "transparency" in picture.info:
+        problem = "an alpha channel, which no mark covers: flatten it"
+    elif mode.startswith("I") or mode == "F":
+        problem = "more than 8 bits a channel: convert it to 8 bits"
+    elif mode not in _EIGHT_BIT:
+        problem = f"the colour space {mode}: convert it to RGB"
+    else:
+        return
+    raise ValueError(f"{file} has {problem}, or leave it out")
+
+
+def world(count: int, size: int = SIZE, first: int = 0) -> list[Host]:
+    """Renders of the miniature world with held-out captions, the same ones every time.
+
+    Args:
+        count: how many.
+        size: pixels along a side.
+        first: number of the first; other numbers are other pictures.
+    """
+    hosts = []
+    with progress_bar("rendering", count) as advance:
+        for number in range(first, first + count):
+            rng = random.Random(f"watermark {number}")
+            scene = random_scene(rng)
+            caption = describe(scene, rng)
+            while split_of(caption) != "test":
+                scene = random_scene(rng)
+                caption = describe(scene, rng)
+            pixels = torch.from_numpy(np.array(render(scene, size).image)).permute(2, 0, 1)
+            hosts.append(Host.of(f"world {number}", caption, pixels.contiguous()))
+            advance(1, "")
+    return hosts
+
+
+def drawn(backbone: Backbone, prompts: Sequence[str], seeds: Sequence[int]) -> list[Host]:
+    """Pictures that a model draws."""
+    images = backbone.draw(prompts, seeds)
+    pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous() for image in images]
+    named = zip(prompts, seeds, pixels, strict=True)
+    return [Host.of(f"{prompt} #{seed}", prompt, each) for prompt, seed, each in named]
+
+
+def batches(hosts: Sequence[Host], size: int, backbone: Backbone | None) -> Iterator[HostBatch]:
+    """Runs of pictures of one size, at most `size` of them, in order."""
+    for _, run in groupby(hosts, key=lambda host: host.size):
+        alike = list(run)
+        for start in range(0, len(alike), size):
+            yield HostBatch(alike[start : start + size], backbone)
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """Hosts of one size, whose pixels are read when they are needed."""
+
+    hosts: list[Host]
+    backbone: Backbone | None
+
+    def load(self) -> Batch:
+        """Read the pixels."""
+        return Batch(
+            torch.stack([host.load() for host in self.hosts]),
+            [host.seed for host in self.hosts],
+            [host.caption for host in self.hosts],
+            self.backbone,
+        )

@@ -1,0 +1,97 @@
+"""What marks in the starting noise share: drawing marked pictures, reading by inversion."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from expunge.backbone.base import Backbone
+from expunge.backbone.inversion import Solver, climb, levels_below
+from expunge.watermark.scheme.base import Batch, Bits, Reading, Scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentScheme(Scheme):
+    """A scheme that marks the noise a picture is drawn from.
+
+    The unmarked picture is drawn of the same caption and seed, so it is another picture. Reading
+    inverts with the empty prompt and without guidance, since a reader knows no prompt.
+
+    Attributes:
+        key: seed of everything secret.
+        num_inference_steps: of inversion.
+        solver: how inversion takes a step.
+    """
+
+    key: int = 0
+    num_inference_steps: int = 25
+    solver: Solver = "euler"
+
+    def check(self, backbone: Backbone | None) -> None:
+        self.prepare()
+        needed(self.name, backbone)
+
+    @abstractmethod
+    def noise(self, shape: Sequence[int], payloads: Bits, seeds: Sequence[int]) -> Tensor:
+        """Marked starting noise, float32, (n, channels, height, width).
+
+        Args:
+            shape: of one latent, (channels, height, width).
+            payloads: booleans, (n, payload bits).
+            seeds: of the rest of the noise, n.
+        """
+
+    @abstractmethod
+    def read_noise(self, noise: Tensor) -> Reading:
+        """Read starting noise, float32, (n, channels, height, width)."""
+
+    def mark(self, batch: Batch, payloads: Bits) -> tuple[Tensor, Tensor]:
+        backbone = needed(self.name, batch.backbone)
+        self.check_payloads(payloads, len(batch))
+        if not all(batch.captions):
+            raise ValueError(
+                f"{self.name} draws its pictures of captions; put NAME.txt beside each picture"
+            )
+        sampling = backbone.profile.sampling
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(batch), sampling.batch_size):
+            part = batch.part(slice(start, start + sampling.batch_size))
+            plain = backbone.initial_noise(part.seeds, sampling)
+            told = payloads[start : start + sampling.batch_size]
+            marked = self.noise(plain.shape[1:], told, part.seeds).to(plain)
+            drawn = [_drawn(backbone, noise, part.captions) for noise in (plain, marked)]
+            pairs.append((drawn[0], drawn[1]))
+        first, second = zip(*pairs, strict=True)
+        return torch.cat(first), torch.cat(second)
+
+    def read(self, pixels: Tensor, backbone: Backbone | None) -> Reading:
+        backbone = needed(self.name, backbone)
+        size = backbone.profile.sampling.batch_size
+        noises = []
+        for part in torch.split(pixels, size):
+            latents = backbone.encode_pixels(part.float() / 127.5 - 1)
+            empty = backbone.encode_prompts([""] * len(part))
+            levels = levels_below(1.0, self.num_inference_steps)[::-1]
+            noises.append(climb(backbone, latents, levels, empty, solver=self.solver))
+        return self.read_noise(torch.cat(noises).float().cpu())
+
+
+def needed(name: str, backbone: Backbone | None) -> Backbone:
+    """The model, or a sentence that says it is missing."""
+    if backbone is None:
+        raise ValueError(f"{name} marks the noise a model draws from: name one with --model")
+    return backbone
+
+
+def _drawn(backbone: Backbone, noise: Tensor, captions: Sequence[str]) -> Tensor:
+    sampling = replace(backbone.profile.sampling, batch_size=len(noise))
+    conditioning = backbone.encode_prompts(captions)
+    [(_, latents)] = deque(backbone.trajectory(conditioning, noise, sampling), maxlen=1)
+    with torch.no_grad():
+        pixels = backbone.decode_pixels(latents).float().cpu()
+    return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,94 @@
+"""Tree-Ring: rings in the Fourier transform of the starting noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.stats import ncx2
+from torch import Tensor
+
+from expunge.watermark.scheme.base import Bits, Reading
+from expunge.watermark.scheme.code import Code, Plain
+from expunge.watermark.scheme.latent import LatentScheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeRing(LatentScheme):
+    """Overwrite low frequencies of one channel of the noise with a value for each ring.
+
+    A mark that is there or not. Detection is the paper's test: under the hypothesis of no mark the
+    squared distance between the key and the spectrum that inversion found, over its variance,
+    follows a non-central χ² law. The key is real, since noise is real, and each frequency is
+    counted once of the two that mirror each other, with two degrees of freedom.
+
+    Source: Wen et al., *Tree-Ring Watermarks*, NeurIPS 2023, section 3 (key "rings", radius 10 of a
+    64 x 64 latent, the last channel).
+
+    Attributes:
+        radius: of the outermost ring, as a share of the latent's shorter side.
+        channel: which one is marked, counted from the end where negative.
+    """
+
+    name: ClassVar[str] = "tree-ring"
+    source: ClassVar[str] = "Wen et al., Tree-Ring Watermarks, NeurIPS 2023"
+
+    radius: float = 10 / 64
+    channel: int = -1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.radius <= 0.5:
+            raise ValueError(f"radius must lie above 0 and at most 0.5, got {self.radius:g}")
+
+    @property
+    def code(self) -> Code:
+        return Plain(0)
+
+    def noise(self, shape: Sequence[int], payloads: Bits, seeds: Sequence[int]) -> Tensor:
+        drawn = torch.stack(
+            [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(s)) for s in seeds]
+        )
+        rings, key = self._rings(*shape[-2:])
+        spectrum = torch.fft.fft2(drawn[:, self.channel])
+        spectrum = torch.where(rings >= 0, key.to(spectrum.dtype), spectrum)
+        drawn[:, self.channel] = torch.fft.ifft2(spectrum).real
+        return drawn
+
+    def read_noise(self, noise: Tensor) -> Reading:
+        rings, key = self._rings(*noise.shape[-2:])
+        counted = (rings >= 0) & _one_of_each_pair(*noise.shape[-2:])
+        found = torch.fft.fft2(noise[:, self.channel].double())[:, counted]
+        wanted = key[counted].double()
+        # E|z|² of a frequency of noise; half of it in each of the real and the imaginary part.
+        variance = found.abs().square().mean(dim=1) / 2
+        distance = (found - wanted).abs().square().sum(dim=1) / variance
+        centre = wanted.square().sum() / variance
+        p = ncx2.cdf(distance.numpy(), 2 * int(counted.sum()), centre.numpy())
+        return Reading(np.zeros((len(noise), 0), np.bool_), np.asarray(p, np.float64))
+
+    def detect(self, reading: Reading, payloads: Bits, false_positive_rate: float = 1e-3) -> Bits:
+        assert reading.p_values is not None
+        found: Bits = reading.p_values <= false_positive_rate
+        return found
+
+    def _rings(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Index of the ring every frequency lies in, -1 outside; and the key's values."""
+        y, x = (torch.fft.fftfreq(side) * side for side in (height, width))
+        distance = (y[:, None].square() + x.square()).sqrt()
+        outermost = max(1, round(self.radius * min(height, width)))
+        rings = distance.round().long()
+        inside = (rings >= 1) & (rings <= outermost)
+        deviation = (height * width / 2) ** 0.5
+        drawn = np.random.default_rng([self.key, 13]).normal(0, deviation, outermost + 1)
+        values = torch.from_numpy(drawn).float()
+        return torch.where(inside, rings, -1), values[rings.clamp(max=outermost)]
+
+
+def _one_of_each_pair(height: int, width: int) -> Tensor:
+    """True for one of every two frequencies that are each other's mirror, and for no lone one."""
+    index = torch.arange(height * width).view(height, width)
+    mirror = index.flip(0, 1).roll((1, 1), (0, 1))
+    return index < mirror

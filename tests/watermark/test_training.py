@@ -1,0 +1,106 @@
+"""The learned scheme is trained by its command, from nothing, and goes on after a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from expunge.backbone.base import Backbone
+from expunge.watermark.learned import training
+from expunge.watermark.learned.network import Decoder, Encoder, add_mark, seen, unit_energy
+from expunge.watermark.learned.textures import dead_leaves
+from expunge.watermark.scheme.learned import Learned
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "BATCH", 8)
+
+
+def test_a_short_training_learns_and_its_file_is_a_scheme(tmp_path: Path) -> None:
+    path = training.make(tmp_path, "learned", bits=4, share=0.008, count=64)
+    scheme = Learned(weights=str(path), psnr=24.0)
+    assert scheme.raw_bits == 4
+    pixels = training.training_pixels(32)
+    payloads = scheme.payloads(list(range(32)))
+    right = (scheme.extract(scheme.embed(pixels, payloads)).bits == payloads).mean()
+    assert right > 0.8, "72 steps are enough for four loud bits"
+    assert {each.name for each in tmp_path.iterdir()} == {"learned.safetensors", "checkpoints"}
+
+
+def test_the_second_variant_goes_on_from_the_first(tmp_path: Path, backbone: Backbone) -> None:
+    vae = backbone.pipe.vae
+    with pytest.raises(ValueError, match="of 5 bits goes on from a learned of 5 bits"):
+        training.make(tmp_path, "learned-vae", bits=5, vae=vae, share=0.001, count=8)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    path = training.make(tmp_path, "learned-vae", vae=vae, share=0.0006, count=8)
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    changed, bundled = Learned(weights=str(path)).networks, Learned().networks
+    distances = [
+        float((a - b).abs().max())
+        for a, b in zip(changed.parameters(), bundled.parameters(), strict=True)
+    ]
+    assert 0 < max(distances) < 0.1, "two steps from the bundled weights"
+
+
+def test_a_stopped_training_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def stop(step: int, _: float) -> None:
+        made.append(step)
+        if step == 2 and len(made) == 3:
+            raise KeyboardInterrupt
+
+    def run(folder: Path, log: Any) -> Any:
+        torch.manual_seed(0)
+        nets = torch.nn.ModuleDict({"encoder": Encoder(4), "decoder": Decoder(4)})
+        plan = training.Plan(steps=5, lr=1e-3, save_every=1, ema=0.9)
+        recipe = training.Recipe(plan, (24.0, 30.0))
+        pixels = training.training_pixels(16)
+        return training.train(nets, pixels, recipe, folder=folder, title="x", log=log)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "a", stop)
+    resumed, whole = run(tmp_path / "a", stop), run(tmp_path / "b", None)
+    for one, other in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_the_change_has_the_energy_it_is_given() -> None:
+    pixels = torch.full((2, 3, 100, 140), 0.5)
+    change = Encoder(8)(seen(pixels), torch.ones(2, 8))
+    assert change.square().mean(dim=(1, 2, 3)) == pytest.approx([1, 1], abs=1e-3)
+    marked = add_mark(pixels, change, 36.0)
+    error = (marked - pixels).square().mean(dim=(1, 2, 3))
+    assert (-10 * error.log10()).tolist() == pytest.approx([36, 36], abs=0.01)
+    assert unit_energy(torch.zeros(1, 3, 4, 4)).abs().sum() == 0
+
+
+def test_made_up_photographs_have_a_photographs_spectrum() -> None:
+    """Power falls with about the square of the frequency, and no two pictures are alike."""
+    grey = np.stack([np.asarray(dead_leaves(seed).convert("L"), float) for seed in range(40)])
+    power = (np.abs(np.fft.fft2(grey - grey.mean((1, 2), keepdims=True))) ** 2).mean(0)
+    y, x = np.meshgrid(*(np.fft.fftfreq(64),) * 2, indexing="ij")
+    radius = np.hypot(y, x)
+    inside = (radius > 0.04) & (radius < 0.35)
+    slope = np.polyfit(np.log(radius[inside]), np.log(power[inside]), 1)[0]
+    assert -3 < slope < -1
+    assert np.array_equal(np.asarray(dead_leaves(3)), np.asarray(dead_leaves(3)))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [({"bits": 0}, "bits must lie"), ({"share": 0}, "share must be above 0")],
+)
+def test_bad_settings_are_refused_before_rendering(
+    tmp_path: Path, more: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        training.make(tmp_path / "out", "learned", **more)
+    assert not (tmp_path / "out").exists()
