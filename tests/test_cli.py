@@ -38,6 +38,7 @@ def test_help_is_there_within_a_second_and_without_torch() -> None:
     [
         *("erase", "draw", "audit", "report", "export", "verify", "list", "demo"),
         *("miniature train", "miniature show", "miniature check"),
+        *("watermark bench", "watermark erased", "watermark train"),
     ],
 )
 def test_every_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,6 +74,13 @@ def test_every_hyperparameter_is_an_option(name: str, capsys: pytest.CaptureFixt
         (["verify", "x.ckpt"], "pickle"),
         (["draw"], "say what to draw"),
         (["export", "nowhere", "--format", "kohja"], "kohya"),
+        (["watermark", "bench", "--schemes", "learnt"], "did you mean 'learned'"),
+        (["watermark", "bench", "--schemes", "dwtdctsvd"], "at least 256 x 256"),
+        (["watermark", "bench", "--edits", "jpeg:0"], "quality from 1 to 95"),
+        (["watermark", "bench", "--images", "nowhere"], "no folder nowhere"),
+        (["watermark", "bench", "--count", "-1"], "count must be at least 1"),
+        (["watermark", "erased", "nowhere"], "no erasure in"),
+        (["watermark", "train", "--out", "x", "--bits", "0"], "bits must lie"),
     ],
 )
 def test_bad_input_gets_one_sentence(
@@ -93,6 +101,24 @@ def test_a_read_only_folder_is_found_out_before_any_work(
     (tmp_path / "file").write_text("")
     out = str(tmp_path / "file" / "run")
     assert "cannot be written" in _fails(capsys, "erase", "cat", "--method", "uce", "--out", out)
+
+
+def test_the_bench_prints_one_json_object(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--count", "8", "--unmarked", "50", "--json"]
+    assert run(["watermark", "bench", "--edits", "none,jpeg:30", "vae", "guided:0", *small]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "expunge.watermark/1"
+    assert [cell["edit"] for cell in found["cells"]] == ["none", "jpeg", "vae", "guided"] * 2
+    for cell in found["cells"]:
+        assert cell["n"] == 8
+        assert 0 <= cell["ci"][0] <= cell["bit_accuracy"] <= cell["ci"][1] <= 1
+        assert {"payload_rate", "detection_rate", "psnr", "level"} <= set(cell)
+    assert {"code", "text"} <= set(found["flags"][0])
+    assert run(["report", "runs/watermark"]) == 0
+    assert (tmp_path / "runs/watermark/report.html").exists()
 
 
 def test_list_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 watermark = App(name="watermark", help="What is left of a watermark after pictures are edited.")
 app.command(watermark)
 
-Names = Annotated[list[str], Parameter(consume_multiple=True)]
+Names = Annotated[list[str], Parameter(consume_multiple=True, negative="")]
 _SCHEMES = ["learned", "learned-vae"]
 _EDITS = ["none", "jpeg", "crop", "noise", "vae", "regeneration:0.1", "regeneration"]
 _EDITS_OF_ERASED = ["none", "jpeg", "vae", "regeneration", "img2img", "img2img:0.8"]
@@ -72,6 +72,7 @@ def bench(
         list[str] | None,
         Parameter(
             consume_multiple=True,
+            negative="",
             help="Names, with levels as in `jpeg:20`; `jpeg+crop` chains two. By default a few of "
             "each sort, guided removal where every scheme has a decoder to follow.",
         ),
@@ -81,7 +82,9 @@ def bench(
     ] = None,
     model: Model = "miniature-sd",
     config: Annotated[str | None, Parameter(help="Of a single-file model.")] = None,
-    count: Annotated[int, Parameter(help="Pictures marked; all of a folder's by default.")] = 0,
+    count: Annotated[
+        int | None, Parameter(help="Pictures marked; by default 100, or all of a folder.")
+    ] = None,
     size: Annotated[int, Parameter(help="Pixels along a side of the world's pictures.")] = 64,
     unmarked: Annotated[
         int, Parameter(help="Unmarked pictures that check detection's threshold; 0 for none.")
@@ -108,8 +111,8 @@ def bench(
     done = [names.edit(text) for text in names.listed(_EDITS if edits is None else edits)]
     if edits is None and all(isinstance(scheme, DifferentiableScheme) for scheme in chosen):
         done.append(names.edit("guided"))
-    for name, value, least in (("count", count, 0), ("unmarked", unmarked, 0), ("size", size, 16)):
-        if value < least:
+    for name, value, least in (("count", count, 1), ("unmarked", unmarked, 0), ("size", size, 16)):
+        if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if images is None:
         hosts = pictures.world(count or 100, size)
@@ -117,7 +120,7 @@ def bench(
     else:
         hosts = pictures.folder(images)
         plain = hosts[:unmarked]
-        hosts = hosts[: count or None]
+        hosts = hosts[:count]
     log = run_bench(
         chosen,
         done,
@@ -190,7 +193,7 @@ def train(
     out: Annotated[Path, Parameter(help="Where to; a stopped run goes on from there.")],
     variant: Annotated[
         Literal["learned", "learned-vae"],
-        Parameter(help="`learned-vae` goes on from `learned` with a model's autoencoder."),
+        Parameter(help="`learned-vae` has a model's autoencoder in the loop."),
     ] = "learned",
     bits: Annotated[int, Parameter(help="Of a payload.")] = 32,
     model: Annotated[str, Parameter(help="Whose autoencoder `learned-vae` meets.")] = (

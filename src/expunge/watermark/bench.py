@@ -246,6 +246,12 @@ def check(
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"the {what} {min(twice)} is named twice; name it once")
+    silent = [host.name for host in hosts if not host.caption]
+    for name in (each.label for each in (*schemes, *edits) if silent and each.reads_captions):
+        raise ValueError(
+            f"{name} reads captions, and {len(silent)} pictures have none ({silent[0]} first): put "
+            "NAME.txt beside each picture, or leave it out"
+        )
     for scheme in schemes:
         for size in {host.size for host in hosts}:
             scheme.check_size(*size)

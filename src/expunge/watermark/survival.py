@@ -115,12 +115,12 @@ def flags(
         _alarms(each, redrawn, flag)
     _control(cells, redrawn, flag)
     for each in unmarked:
-        if each["worst"] > each["law_worst_high"] or each["mean_ci"][0] > each["law"]:
+        if each["worst_ci"][0] > each["asked"] or each["mean_ci"][0] > each["asked"]:
             flag(
                 "false-positives",
                 f"{each['scheme']}: unmarked pictures pass for marked ones in {each['mean']:.3%} "
-                f"(worst key {each['worst']:.2%}), where fair coins would give {each['law']:.3%} "
-                f"({each['law_worst']:.2%}); detection rates say less than their threshold claims.",
+                f"(worst key {each['worst']:.2%}), where {each['asked']:.2%} was asked for; "
+                "detection rates say less than their threshold claims.",
                 each["scheme"],
             )
         if each["n"] < 3000:

@@ -54,6 +54,11 @@ class Edit(ABC):
         level = getattr(self, "level", None)
         return None if level is None else float(level)
 
+    @property
+    def reads_captions(self) -> bool:
+        """Whether it is told what each picture shows."""
+        return getattr(self, "prompt", "empty") == "caption"
+
     def check(self, scheme: Scheme, backbone: Backbone | None) -> None:  # noqa: B027
         """Refuse what the edit cannot work on, before any heavy work.
 

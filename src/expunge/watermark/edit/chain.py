@@ -40,6 +40,10 @@ class Chain(Edit):
     def spec(self) -> dict[str, Any]:
         return {"edit": self.name, "edits": [edit.spec for edit in self.edits]}
 
+    @property
+    def reads_captions(self) -> bool:
+        return any(edit.reads_captions for edit in self.edits)
+
     def check(self, scheme: Scheme, backbone: Backbone | None) -> None:
         for edit in self.edits:
             edit.check(scheme, backbone)

@@ -79,6 +79,10 @@ class ImageToImage(Redraw):
         check_level(self.name, self.level)
         check_steps(self.num_inference_steps)
 
+    @property
+    def reads_captions(self) -> bool:
+        return True
+
     def redraw(self, backbone: Backbone, latents: Tensor, subject: Subject) -> Tensor:
         scale = backbone.profile.sampling.guidance_scale
         edit = Regeneration(self.level, "caption", scale, 1, self.num_inference_steps)

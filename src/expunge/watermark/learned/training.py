@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,6 @@ from expunge.watermark.edit.distortions import (
 )
 from expunge.watermark.learned.network import SIDE, Decoder, Encoder, add_mark, seen
 from expunge.watermark.learned.textures import dead_leaves
-from expunge.watermark.scheme.learned import Learned
 
 Variant = Literal["learned", "learned-vae"]
 
@@ -45,19 +45,27 @@ RAMP = 0.4
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a variant is trained.
+class Stage:
+    """A part of the training.
 
     Attributes:
+        name: of its checkpoints.
         plan: length and speed.
         psnr: dB at which the mark is embedded, at the first step and from the ramp's end on. It
             begins loud, so that the decoder finds it at all.
         hard: strength of the distortions at the first step, 0 to 1.
+        crops: share of the distortions that are crops, the hardest to learn.
+        largest_crop: share of each side that the strongest crop takes.
+        vae: whether the round trip through an autoencoder is in the loop.
     """
 
+    name: str
     plan: Plan
     psnr: tuple[float, float]
     hard: float = 0.0
+    crops: float = 0.18
+    largest_crop: float = 0.16
+    vae: bool = False
 
     def at(self, step: int) -> tuple[float, float]:
         """The mark's PSNR and the distortions' strength at a step."""
@@ -67,10 +75,24 @@ class Recipe:
 
 
 _PLAN = Plan(steps=9000, lr=1.5e-3, warmup=200, decay_from=0.45, weight_decay=1e-4, ema=0.999)
-RECIPES: dict[Variant, Recipe] = {
-    "learned": Recipe(_PLAN, (27.0, 37.0)),
-    "learned-vae": Recipe(replace(_PLAN, steps=3500, lr=1e-3), (29.0, 35.0), hard=0.5),
+_BASE = Stage("base", _PLAN, (27.0, 37.0))
+_CROPS = Stage(
+    "crops", replace(_PLAN, steps=4000, lr=1e-3), (33.0, 36.5), 0.3, crops=0.5, largest_crop=0.2
+)
+_VAE = Stage(
+    "vae",
+    replace(_PLAN, steps=2600, lr=1e-3),
+    (29.0, 35.0),
+    0.3,
+    crops=0.5,
+    largest_crop=0.2,
+    vae=True,
+)
+STAGES: dict[Variant, tuple[Stage, ...]] = {
+    "learned": (_BASE, _CROPS),
+    "learned-vae": (_BASE, _VAE),
 }
+"""What each variant goes through; both begin alike."""
 
 
 def training_pixels(count: int) -> Tensor:
@@ -85,17 +107,17 @@ def training_pixels(count: int) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def drawn_distortion(generator: torch.Generator, hard: float) -> Distortion:
+def drawn_distortion(generator: torch.Generator, stage: Stage, hard: float) -> Distortion:
     """A distortion drawn at random, no stronger than the curriculum allows."""
-    kind, at = torch.rand(2, generator=generator).tolist()
+    crop, kind, at = torch.rand(3, generator=generator).tolist()
     at *= hard
+    if crop < stage.crops:
+        return Crop(stage.largest_crop * at)
     choices: tuple[Callable[[], Distortion], ...] = (
         lambda: JPEG(round(95 - 55 * at)),
         lambda: JPEG(round(95 - 55 * at)),
         lambda: Noise(0.055 * at),
         lambda: Noise(0.055 * at),
-        lambda: Crop(0.16 * at),
-        lambda: Crop(0.16 * at),
         lambda: Rotation(12 * (at - hard / 2)),
         lambda: Scaling(1 - 0.4 * at),
         lambda: Blur(0.8 * at),
@@ -105,12 +127,12 @@ def drawn_distortion(generator: torch.Generator, hard: float) -> Distortion:
     return choices[int(kind * len(choices))]()
 
 
-def distorted(marked: Tensor, generator: torch.Generator, hard: float) -> Tensor:
+def distorted(marked: Tensor, generator: torch.Generator, stage: Stage, hard: float) -> Tensor:
     """Every eighth of a batch under a distortion of its own."""
     parts = []
     for part in marked.chunk(8):
         seeds = torch.randint(2**31, (len(part),), generator=generator).tolist()
-        parts.append(drawn_distortion(generator, hard).distort(part, seeds).clamp(0, 1))
+        parts.append(drawn_distortion(generator, stage, hard).distort(part, seeds).clamp(0, 1))
     return torch.cat(parts)
 
 
@@ -133,25 +155,23 @@ def rounded(pixels: Tensor) -> Tensor:
 def train(
     nets: nn.ModuleDict,
     pixels: Tensor,
-    recipe: Recipe,
+    stage: Stage,
     *,
     folder: Path,
-    title: str,
     vae: Any = None,
     log: Callable[[int, float], None] | None = None,
 ) -> nn.ModuleDict:
     """Train encoder and decoder together on random messages.
 
-    Half of every batch is read as it was saved, half after distortions; with an autoencoder the
-    first half also after its round trip.
+    Half of every batch is read as it was saved, half after distortions; in a stage with an
+    autoencoder the first half also after its round trip.
 
     Args:
         nets: `encoder` and `decoder`.
         pixels: uint8, (n, 3, 64, 64).
-        recipe: how.
+        stage: how.
         folder: for checkpoints; the same call after a stop goes on.
-        title: names checkpoints and the progress bar.
-        vae: a diffusers autoencoder whose round trip the mark has to survive.
+        vae: a diffusers autoencoder, for a stage that has its round trip in the loop.
         log: called with (step, loss).
 
     Returns:
@@ -160,7 +180,7 @@ def train(
     bits = len(nets["encoder"].carriers)  # type: ignore[arg-type]
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        psnr, hard = recipe.at(step)
+        psnr, hard = stage.at(step)
         index = torch.randint(len(pixels), (BATCH,), generator=generator)
         hosts = (pixels[index].float() / 255).contiguous(memory_format=torch.channels_last)
         message = torch.randint(0, 2, (BATCH, bits), generator=generator).float()
@@ -168,15 +188,15 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             change = nets["encoder"](seen(hosts), message * 2 - 1)
             marked = rounded(add_mark(hosts, change, psnr))
-            read = [marked[:half], distorted(marked[half:], generator, hard)]
+            read = [marked[:half], distorted(marked[half:], generator, stage, hard)]
             told = [message]
-            if vae is not None:
+            if stage.vae:
                 read.append(round_trip(vae, marked[:half], generator, hard))
                 told.append(message[:half])
             logits = nets["decoder"](seen(torch.cat(read)))
         return F.binary_cross_entropy_with_logits(logits, torch.cat(told))
 
-    trained = fit(title, nets, loss, recipe.plan, folder=folder, seed=SEED, log=log)
+    trained = fit(stage.name, nets, loss, stage.plan, folder=folder, seed=SEED, log=log)
     assert isinstance(trained, nn.ModuleDict)
     return trained.eval()
 
@@ -193,10 +213,11 @@ def make(
     """Train a variant from nothing and write it.
 
     Args:
-        out: where to; `VARIANT.safetensors` and `checkpoints/` are made in it.
-        variant: `learned-vae` goes on from the `learned` of the same folder, or of the package.
+        out: where to; `VARIANT.safetensors` and `checkpoints/` are made in it. A stage that both
+            variants share is done once.
+        variant: which.
         bits: of a payload.
-        vae: the autoencoder `learned-vae` meets.
+        vae: a diffusers autoencoder, needed by `learned-vae`; it stays as it is.
         share: of the full steps, above 0 and at most 1.
         count: pictures to train on.
 
@@ -204,40 +225,39 @@ def make(
         The file of weights.
 
     Raises:
-        ValueError: a share or a number of bits out of range, or no `learned` of as many bits.
+        ValueError: a share or a number of bits out of range, no autoencoder, or checkpoints of
+            other settings.
     """
     if not 1 <= bits <= 256:
         raise ValueError(f"bits must lie between 1 and 256, got {bits}")
-    recipe = RECIPES[variant]
-    recipe = replace(recipe, plan=recipe.plan.shortened(share))
+    stages = [replace(stage, plan=stage.plan.shortened(share)) for stage in STAGES[variant]]
+    if vae is None and any(stage.vae for stage in stages):
+        raise ValueError(f"{variant} is trained with an autoencoder in the loop: pass vae=…")
     check_writable(out)
-    nets = _begin(out, variant, bits)
-    trained = train(
-        nets,
-        training_pixels(count),
-        recipe,
-        folder=out / "checkpoints",
-        title=variant,
-        vae=vae,
-    )
+    torch.manual_seed(SEED)
+    nets = nn.ModuleDict({"encoder": Encoder(bits), "decoder": Decoder(bits)})
+    pixels = training_pixels(count)
+    with _frozen(vae):
+        for stage in stages:
+            nets = train(nets, pixels, stage, folder=out / "checkpoints", vae=vae)
     path = out / f"{variant}.safetensors"
-    save(trained, path, {"bits": str(bits), "variant": variant})
+    save(nets, path, {"bits": str(bits), "variant": variant})
     return path
 
 
-def _begin(out: Path, variant: Variant, bits: int) -> nn.ModuleDict:
-    torch.manual_seed(SEED)
-    nets = nn.ModuleDict({"encoder": Encoder(bits), "decoder": Decoder(bits)})
-    if variant == "learned-vae":
-        own = out / "learned.safetensors"
-        scheme = Learned(weights=str(own) if own.is_file() else "")
-        if scheme.raw_bits != bits:
-            raise ValueError(
-                f"learned-vae of {bits} bits goes on from a learned of {bits} bits, and the one "
-                f"there has {scheme.raw_bits}; train learned in {out} first"
-            )
-        nets.load_state_dict(scheme.networks.state_dict())
-    return nets
+@contextlib.contextmanager
+def _frozen(vae: Any) -> Iterator[None]:
+    """The autoencoder without gradients of its own, in the memory layout that is fast on a CPU."""
+    if vae is None:
+        yield
+        return
+    flags = [weight.requires_grad for weight in vae.parameters()]
+    vae.requires_grad_(False).to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for weight, flag in zip(vae.parameters(), flags, strict=True):
+            weight.requires_grad_(flag)
 
 
 def save(nets: nn.Module, path: Path, settings: dict[str, str]) -> None:

@@ -91,12 +91,14 @@ class Scheme(ABC):
         source: where the scheme was published.
         terms: what its weights' licence asks of a user, empty where nothing unusual.
         minimum_size: pixels along the shorter side of a picture it can mark.
+        reads_captions: whether it draws its pictures of their captions.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     terms: ClassVar[str] = ""
     minimum_size: ClassVar[int] = 1
+    reads_captions: ClassVar[bool] = False
 
     @property
     def label(self) -> str:

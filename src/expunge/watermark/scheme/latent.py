@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class LatentScheme(Scheme):
         num_inference_steps: of inversion.
         solver: how inversion takes a step.
     """
+
+    reads_captions: ClassVar[bool] = True
 
     key: int = 0
     num_inference_steps: int = 25
@@ -53,10 +56,6 @@ class LatentScheme(Scheme):
     def mark(self, batch: Batch, payloads: Bits) -> tuple[Tensor, Tensor]:
         backbone = needed(self.name, batch.backbone)
         self.check_payloads(payloads, len(batch))
-        if not all(batch.captions):
-            raise ValueError(
-                f"{self.name} draws its pictures of captions; put NAME.txt beside each picture"
-            )
         sampling = backbone.profile.sampling
         pairs: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(batch), sampling.batch_size):
