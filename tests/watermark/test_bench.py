@@ -18,8 +18,8 @@ from expunge.eraser import UCE
 from expunge.erasure import Erasure
 from expunge.measure.quality import psnr
 from expunge.watermark import bench, layers, names, pictures
-from expunge.watermark.bench import at_psnr
 from expunge.watermark.log import SCHEMA, WatermarkLog
+from expunge.watermark.runner import at_psnr
 from expunge.watermark.scheme.learned import Learned
 
 KEYS = ("scheme", "edit", "level", "n", "bit_accuracy", "ci", "payload_rate", "detection_rate")

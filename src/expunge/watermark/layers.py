@@ -19,10 +19,11 @@ from expunge.judge.choose import default_judge
 from expunge.measure.rates import Paired
 from expunge.run.fit import progress_bar
 from expunge.run.store import Store
-from expunge.watermark.bench import Changes, bench, check
+from expunge.watermark.bench import bench, check
 from expunge.watermark.edit.base import Edit
 from expunge.watermark.log import WatermarkLog
 from expunge.watermark.pictures import Host
+from expunge.watermark.runner import Changes
 from expunge.watermark.scheme.base import Scheme
 
 EXAMPLES = 6

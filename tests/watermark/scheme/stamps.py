@@ -1,4 +1,4 @@
-"""A StegaStamp as ONNX files, exported in one way or another: linear, and right by construction."""
+"""A StegaStamp as ONNX files, linear and exported in one way or another; pictures to stamp."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+from torch.nn import functional as F
 
 BITS = 100
 BLOCKS = 40
 """Blocks along a side of a picture, ten pixels each: one value of a carrier in each."""
 FLOAT = TensorProto.FLOAT
+
+
+def pictures(count: int, height: int, width: int) -> Tensor:
+    """Smooth and not too bright or dark, so that nothing is cut off."""
+    drawn = np.random.default_rng(3).uniform(90, 160, (count, 3, 5, 5))
+    large = F.interpolate(torch.from_numpy(drawn), (height, width), mode="bicubic")
+    return large.clamp(0, 255).round().to(torch.uint8)
 
 
 def stegastamp(
@@ -27,7 +37,8 @@ def stegastamp(
     Args:
         path: of the file.
         inputs: `image`, and `secret` where the file hides or just wants one.
-        outputs: among `stegastamp`, `residual`, `decoded` (rounded) and `logits`.
+        outputs: among `stegastamp`, `residual`, `logits`, their `chance`, and
+            `decoded` (rounded).
         last: whether pictures have channels last.
         batch: a number, or a name for any number.
     """
@@ -58,7 +69,7 @@ def stegastamp(
             node("Add", ["image", "residual"], ["added"]),
             node("Clip", ["added", "zero", "one"], ["stegastamp"]),
         ]
-    if {"decoded", "logits"} & set(outputs):
+    if {"decoded", "chance", "logits"} & set(outputs):
         nodes += [
             node("Transpose", ["image"], ["first"], **to_first),
             node("AveragePool", ["first"], ["means"], kernel_shape=[10, 10], strides=[10, 10]),
