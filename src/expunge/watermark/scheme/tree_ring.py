@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.stats import ncx2
+from scipy.stats import t as student
 from torch import Tensor
 
 from expunge.watermark.scheme.base import Bits, Reading
@@ -20,10 +20,13 @@ from expunge.watermark.scheme.latent import LatentScheme
 class TreeRing(LatentScheme):
     """Overwrite low frequencies of one channel of the noise with a value for each ring.
 
-    A mark that is there or not. Detection is the paper's test: under the hypothesis of no mark the
-    squared distance between the key and the spectrum that inversion found, over its variance,
-    follows a non-central χ² law. The key is real, since noise is real, and each frequency is
-    counted once of the two that mirror each other, with two degrees of freedom.
+    A mark that is there or not. The key is real, since noise is real, and of two frequencies that
+    mirror each other one is counted, with two degrees of freedom.
+
+    The paper's test is a non-central χ² law of the distance to the key, with the variance estimated
+    from the same frequencies as if it were known; on small latents its p-values are far off. Here
+    the test is the correlation with the key, whose law without a mark is exact whatever the
+    variance: all directions of the spectrum are then alike, and it follows Student's t.
 
     Source: Wen et al., *Tree-Ring Watermarks*, NeurIPS 2023, section 3 (key "rings", radius 10 of a
     64 x 64 latent, the last channel).
@@ -62,11 +65,11 @@ class TreeRing(LatentScheme):
         counted = (rings >= 0) & _one_of_each_pair(*noise.shape[-2:])
         found = torch.fft.fft2(noise[:, self.channel].double())[:, counted]
         wanted = key[counted].double()
-        # E|z|² of a frequency of noise; half of it in each of the real and the imaginary part.
-        variance = found.abs().square().mean(dim=1) / 2
-        distance = (found - wanted).abs().square().sum(dim=1) / variance
-        centre = wanted.square().sum() / variance
-        p = ncx2.cdf(distance.numpy(), 2 * int(counted.sum()), centre.numpy())
+        energy = found.abs().square().sum(dim=1) * (wanted @ wanted)
+        correlation = (found.real @ wanted) / energy.sqrt()
+        freedom = 2 * int(counted.sum()) - 1
+        statistic = correlation * (freedom / (1 - correlation.square())).sqrt()
+        p = student.sf(statistic.numpy(), freedom)
         return Reading(np.zeros((len(noise), 0), np.bool_), np.asarray(p, np.float64))
 
     def detect(self, reading: Reading, payloads: Bits, false_positive_rate: float = 1e-3) -> Bits:
