@@ -27,6 +27,8 @@ EDITS: tuple[tuple[str, float | None, str, float, float], ...] = (
     ("guided", 0.3, "noise level", 0.43, 23.9),
 )
 """Edit, level, unit, bit accuracy, and PSNR from marked to edited."""
+DRAWN = {"vae", "regeneration", "guided"}
+"""Edits among them in which a model draws."""
 SCHEMES = {"learned": 32, "trustmark": 100, "tree-ring": 0}
 """Scheme -> bits in the picture."""
 
@@ -45,7 +47,8 @@ def cell(scheme: str, edit: str, level: float | None, unit: str, bits: float, ps
     made |= dict.fromkeys(("wrong_payload_rate", "declared_failure_rate"))
     found = (payload + bits) / 2
     made |= {"detection_rate": found, "detection_ci": around(found, 0.034)}
-    made |= {"white_box": edit == "guided", "psnr": psnr}
+    made |= {"white_box": edit == "guided", "redrawn": edit in DRAWN, "psnr": psnr}
+    made |= {"content_changed_rate": 0.0, "below_chance": False, "editor": "original"}
     far = {"psnr": psnr, "ssim": psnr / 101, "lpips": 3.3 / psnr, "psnr_half_width": 0.7}
     near = {"psnr": 36.2 + shift, "ssim": 0.987, "lpips": None, "psnr_half_width": 0.04}
     both = {"psnr": psnr - 0.3, "ssim": psnr / 103, "lpips": 3.6 / psnr, "psnr_half_width": None}
@@ -53,6 +56,7 @@ def cell(scheme: str, edit: str, level: float | None, unit: str, bits: float, ps
     made["reported"] = 94.7 if (scheme, edit, level) == ("trustmark", "jpeg", 50.0) else None
     if SCHEMES[scheme]:
         made |= {"bit_accuracy": bits, "ci": around(bits), "advantage": 2 * bits - 1}
+        made["below_chance"] = made["ci"][1] < 0.5
         made |= {"payload_rate": payload, "payload_ci": around(payload, 0.029)}
         wrong = (1 - payload) / 3
         made |= {"wrong_payload_rate": wrong, "declared_failure_rate": 1 - payload - wrong}
@@ -110,6 +114,7 @@ def complete(cells: list[Log], examples: list[Log]) -> Log:
             for edit, level, unit, _, _ in EDITS
         ],
         "psnr": 37.25,
+        "false_positive_rate": 0.001,
         "cells": cells,
         "unmarked": [unmarked(name, raw) for name, raw in SCHEMES.items()],
         "examples": examples,
@@ -142,6 +147,7 @@ def unmarked(name: str, raw: int) -> Log:
     made |= {"threshold": {32: 26, 100: 66}.get(raw), "law": 0.000268 + raw * 1e-6}
     made |= {"mean": 0.00031, "mean_ci": [0.00025, 0.00037]}
     made |= {"worst": 0.0023, "worst_ci": [0.0009, 0.0047], "law_worst": 0.0017}
+    made |= {"alarm": False}
     return made | {"law_worst_high": 0.0021, "bias": 0.145 if raw else None}
 
 

@@ -21,7 +21,7 @@ from expunge.report.format import decibels, decimal, percent, rare, rate, share
 from expunge.report.pictures import AMPLIFIED, change
 from expunge.report.scatter import scatters
 from expunge.report.strips import chosen_edits
-from expunge.report.survival import redrawn, standings, units
+from expunge.report.survival import standings, units
 from expunge.report.watermark import write_watermark_report
 
 
@@ -96,20 +96,41 @@ def test_false_positives_stand_beside_the_law(log: Log, store: Path, tmp_path: P
     assert "26 of 32" in text and "0.145" in text
     rule = "detected from 26 of 32 right bits on: a false positive rate of 0.1 % asked, 0.027 %"
     assert rule in section(path, "figures")
+    assert "Worst key interval: holds for the worst of all keys" in text
     log["unmarked"] = []
     path = write_watermark_report(log, store, tmp_path / "none.html")
     assert "not measured" in section(path, "false-positives")
-    assert f"a false positive rate of {DASH} asked, 0.027 %" in section(path, "figures")
+    assert rule in section(path, "figures")
+
+
+def test_alarms_stand_at_their_scheme(log: Log, store: Path, tmp_path: Path) -> None:
+    path = write_watermark_report(log, store, tmp_path / "report.html")
+    assert "alarm" not in section(path, "false-positives").lower()
+    log["unmarked"][1]["alarm"] = True
+    path = write_watermark_report(log, store, tmp_path / "report.html")
+    text = section(path, "false-positives")
+    assert text.count(" alarm ") == 1 and "trustmark alarm 3000" in text
+    assert "Alarm: more unmarked pictures pass" in text
+    rules = re.findall(r"(\w+) detected from|unmarked pictures (pass)", section(path, "figures"))
+    assert rules == [("learned", ""), ("trustmark", ""), ("", "pass")]
 
 
 def test_white_box_stands_apart(log: Log, store: Path, tmp_path: Path) -> None:
     path = write_watermark_report(log, store, tmp_path / "report.html")
     assert "guided" not in section(path, "figures")
     assert "regeneration" not in section(path, "white-box")
-    assert "upper bound of an adversary who holds the decoder, white box" in verdict(path)
+    said = "what one attack that holds the decoder does; no bound, and no ordinary edit"
+    assert said in verdict(path) and said in section(path, "white-box")
+    assert "upper bound" not in Page(path).text
     assert verdict(path).count("after guided 0.3, the strongest of 2: 43 %") == 2
     assert len(re.findall(r"guided [0-9.]+ white box", section(path, "pictures"))) == 4
     assert "guided white box" in section(path, "curves")
+    chain = next(c for c in log["cells"] if c["edit"] == "jpeg:50+crop:0.1")
+    chain |= {"edit": "jpeg:50+guided:0.3", "white_box": True, "redrawn": True}
+    path = write_watermark_report(log, store, tmp_path / "chain.html")
+    assert "jpeg:50+guided:0.3" not in section(path, "figures")
+    assert "jpeg:50+guided:0.3" in section(path, "white-box")
+    assert "all 5 usual distortions" in verdict(path)
     log["cells"] = [each for each in log["cells"] if not each["white_box"]]
     without = Page(write_watermark_report(log, store, tmp_path / "without.html")).text
     assert "guided removal" not in without.lower()
@@ -140,13 +161,48 @@ def test_verdict_counts_what_outlives_what(log: Log, store: Path, tmp_path: Path
 def test_levels_that_show_something_else_count_for_nothing(
     log: Log, store: Path, tmp_path: Path
 ) -> None:
-    flag = {"code": "content-changed", "scheme": "learned", "edit": "regeneration", "text": "Far."}
-    log["flags"] = [flag]
+    where = {"scheme": "learned", "edit": "regeneration", "level": 0.3, "editor": "original"}
+    changed = next(c for c in log["cells"] if where.items() <= c.items())
+    changed["content_changed_rate"] = 0.73
+    path = write_watermark_report(log, store, tmp_path / "some.html")
+    assert "Not counted" not in verdict(path)
+    assert "73 % of pictures then show something else." in verdict(path)
+    assert section(path, "figures").count("24.4 ± 0.7 73 % changed") == 1
+    assert "below 15 dB of PSNR from the marked one" in section(path, "figures")
+    log["flags"] = [
+        {**where, "code": "content-changed", "text": "Far."},
+        {**where, "code": "content-changed", "text": "Farther.", "editor": "erased"},
+    ]
     text = verdict(write_watermark_report(log, store, tmp_path / "report.html"))
-    assert "and both redrawings" in text
-    assert "Not counted: regeneration 0.6, where the picture shows something else" in text
-    assert text.count("neither survival nor removal") == 1
+    # The level that the flag names, which is not the one with the lowest PSNR.
+    assert "the VAE alone and 1 of 2 redrawings" in text
+    assert "Not counted: regeneration 0.3, where the picture shows something else" in text
+    assert text.count("show something else, so this is neither survival nor removal") == 1
     assert "Far. content-changed" in text
+
+
+def test_unchanged_pictures_are_not_called_changed(log: Log, store: Path, tmp_path: Path) -> None:
+    path = write_watermark_report(log, store, tmp_path / "report.html")
+    assert "something else" not in Page(path).text
+    assert "changed" not in section(path, "figures")
+
+
+def test_bits_below_chance_are_called_so(log: Log, store: Path, tmp_path: Path) -> None:
+    path = write_watermark_report(log, store, tmp_path / "report.html")
+    below = sum(c["below_chance"] for c in log["cells"])
+    assert section(path, "white-box").count("below chance") == below == 3
+    assert "below chance" not in section(path, "figures")
+    assert verdict(path).count("of bits are right (chance is 50 %), below chance") == 2
+
+
+def test_a_mark_lost_in_the_autoencoder_is_told(log: Log, store: Path, tmp_path: Path) -> None:
+    said = "The mark is not shown to be above chance after the autoencoder alone."
+    assert said not in verdict(write_watermark_report(log, store, tmp_path / "report.html"))
+    flag = {"code": "gone-at-vae", "scheme": "trustmark", "edit": None, "level": None}
+    log["flags"] = [flag | {"editor": "original", "text": "Gone."}]
+    text = verdict(write_watermark_report(log, store, tmp_path / "report.html"))
+    assert text.count(said) == 1
+    assert said in text.partition("trustmark : before any edit")[2].partition("tree-ring :")[0]
 
 
 def test_marks_without_bits_show_detection_only(log: Log, store: Path, tmp_path: Path) -> None:
@@ -220,18 +276,15 @@ def test_edits_by_an_erased_model_have_rows_of_their_own(
         assert f"After regeneration {level}, erased model" in verdict(path)
 
 
-@pytest.mark.parametrize(
-    ("edit", "drawn"),
-    [
-        ("regeneration:prompt=caption", True),
-        ("jpeg:50+regeneration:0.3", True),
-        ("jpeg:50+crop:0.1", False),
-        ("vae", True),
-        ("noise", False),
-    ],
-)
-def test_edits_by_a_model_are_told_by_name(edit: str, drawn: bool) -> None:
-    assert redrawn(edit) == drawn
+@pytest.mark.parametrize("drawn", [True, False])
+def test_the_log_says_which_edits_a_model_draws_in(drawn: bool, log: Log) -> None:
+    for each in log["cells"]:
+        if each["edit"] in {"jpeg:50+crop:0.1", "regeneration"}:
+            each["redrawn"] = drawn
+    found = standings(log)[0]
+    moved = {"jpeg:50+crop:0.1", "regeneration"}
+    assert moved & {c["edit"] for c in found.redrawn} == (moved if drawn else set())
+    assert moved & {c["edit"] for c in found.distortions} == (set() if drawn else moved)
 
 
 def test_differences_are_amplified_around_grey(tmp_path: Path) -> None:
@@ -265,6 +318,17 @@ def test_missing_pictures_are_labelled_gaps(
     # For each scheme the marked picture, what it changed, and what six edits changed in it.
     assert len(gaps) == 8 * len(SCHEMES)
     assert f"missing{path or 'no path'}" in page.text.replace("missing ", "missing")
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "cut"), [(320, 320, False), (321, 64, True), (64, 512, True)]
+)
+def test_cuts_of_larger_pictures_are_told(
+    height: int, width: int, cut: bool, log: Log, store: Path, tmp_path: Path
+) -> None:
+    log["pictures"]["sizes"].append({"height": height, "width": width, "n": 1})
+    text = section(write_watermark_report(log, store, tmp_path / "report.html"), "pictures")
+    assert ("Larger pictures are cut to their middle." in text) == cut
 
 
 def test_pictures_of_different_sizes_have_no_difference(tmp_path: Path) -> None:

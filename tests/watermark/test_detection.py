@@ -52,9 +52,16 @@ def test_fair_coins_pass() -> None:
         read = np.random.default_rng(seed).integers(0, 2, (3000, 32)).astype(np.bool_)
         found = false_positives(_Coins(), read, 1e-3)
         held.append(found["mean_ci"][0] <= found["law"] <= found["mean_ci"][1])
-        assert found["worst"] <= 2 * found["law_worst_high"]
-        assert found["worst_ci"][0] < 1e-3
+        assert found["worst_ci"][0] <= found["worst"] <= found["worst_ci"][1]
+        assert not found["alarm"]
     assert sum(held) >= 17, "an interval of 95 %"
+
+
+@pytest.mark.parametrize("bits", [48, 64, 100, 256])
+def test_decoders_without_bias_raise_no_alarm(bits: int) -> None:
+    for seed in range(4):
+        read = np.random.default_rng(seed).integers(0, 2, (3000, bits)).astype(np.bool_)
+        assert not false_positives(_Coins(bits=bits), read, 1e-3)["alarm"]
 
 
 def test_a_biased_decoder_is_found_out() -> None:
@@ -63,7 +70,7 @@ def test_a_biased_decoder_is_found_out() -> None:
     read = rng.random((3000, 32)) < rng.choice([0.1, 0.9], 32)
     found = false_positives(_Coins(), read, 1e-3)
     assert found["worst"] > 10 * found["law_worst_high"]
-    assert found["bias"] > 0.3
+    assert found["bias"] > 0.3 and found["alarm"]
 
 
 def test_every_key_counts_its_own_payload() -> None:

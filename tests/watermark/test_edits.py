@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -20,8 +21,10 @@ from expunge.watermark import names, pictures
 from expunge.watermark.edit.base import Distortion, Subject, to_float
 from expunge.watermark.edit.distortions import JPEG, Crop, Noise, Rotation, Scaling
 from expunge.watermark.edit.inpainting import Inpainting
+from expunge.watermark.edit.redraw import noise_for
 from expunge.watermark.edit.regeneration import Regeneration
 from expunge.watermark.edit.vae import VAE
+from expunge.watermark.scheme.base import seeds_for
 from expunge.watermark.scheme.invisible import DwtDctSvd
 from expunge.watermark.scheme.learned import Learned
 
@@ -108,6 +111,35 @@ def test_more_noise_changes_more(backbone: Backbone) -> None:
         for level in (0.0, 0.3, 0.9)
     ]
     assert kept[0] > kept[1] > kept[2]
+
+
+def test_inpainting_blends_at_every_level(backbone: Backbone) -> None:
+    """What surrounds the hole steers what is drawn in it."""
+    subject = _subject(backbone)
+    edit = Inpainting(0.25, num_inference_steps=10)
+    other = dataclasses.replace(subject, pixels=torch.full_like(subject.pixels, 30))
+    hole = edit.holes(subject).expand(-1, 3, -1, -1)
+    bright = dataclasses.replace(subject, pixels=torch.full_like(subject.pixels, 230))
+    dark_fill, bright_fill = edit(other)[hole].float(), edit(bright)[hole].float()
+    assert bright_fill.mean() > dark_fill.mean() + 20
+
+
+def test_edits_draw_noise_of_their_own(backbone: Backbone) -> None:
+    """Neither the noise a picture was drawn from nor that of the link before."""
+    grey = torch.full((3, 3, 64, 64), 128, dtype=torch.uint8)
+    subject = Subject(grey, [1, 2, 3], [""] * 3)
+    twice = (names.edit("noise:0.05+noise:0.05")(subject).float() - 128).std() / 255
+    assert float(twice) == pytest.approx(0.05 * 2**0.5, rel=0.03)
+    seeds = seeds_for("edit", [5])
+    drawn = backbone.initial_noise([5], backbone.profile.sampling)
+    assert not torch.allclose(noise_for(drawn, seeds), drawn)
+
+
+def test_chains_are_what_their_links_are() -> None:
+    assert names.edit("guided+jpeg").white_box and names.edit("guided+jpeg").redraws
+    assert names.edit("jpeg+vae").redraws and not names.edit("jpeg+vae").white_box
+    assert not names.edit("jpeg+crop").redraws
+    assert names.edit("jpeg+img2img").reads_captions
 
 
 def test_inpainting_leaves_the_rest_alone(backbone: Backbone) -> None:

@@ -20,6 +20,28 @@ def _noise(mode: str, size: int = 64) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, shape, np.uint8), mode)
 
 
+def _deep_color(path: Path) -> None:
+    """A PNG of 16-bit RGB, which Pillow reads but cannot write."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checked = kind + data
+        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + bytes(64 * 6) for _ in range(64))
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+
+
+def test_a_caption_that_is_no_text_is_named(tmp_path: Path) -> None:
+    _noise("RGB").save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"a\.txt is no UTF-8"):
+        pictures.folder(tmp_path)
+
+
 def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     _noise("RGB").save(tmp_path / "b.png")
     _noise("L", 80).save(tmp_path / "a.png")
@@ -45,6 +67,7 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
             lambda p: Image.fromarray(np.full((64, 64), 40000, np.uint16)).save(p),
             "more than 8 bits",
         ),
+        ("deep-color.png", _deep_color, "more than 8 bits"),
         ("text.png", lambda p: p.write_text("no picture"), "cannot be read"),
         (
             "cut.png",
@@ -78,8 +101,11 @@ def test_the_world_is_held_out_and_always_the_same() -> None:
     assert pictures.world(1, size=128)[0].size == (128, 128)
 
 
-def test_batches_hold_pictures_of_one_size() -> None:
+def test_batches_hold_pictures_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = [*pictures.world(5), *pictures.world(3, size=128)]
-    found = list(pictures.batches(hosts, 2, None))
+    monkeypatch.setattr(pictures, "BATCH", 2)
+    found = list(pictures.batches(hosts, None))
     assert [len(batch.hosts) for batch in found] == [2, 2, 1, 2, 1]
     assert found[3].load().pixels.shape == (2, 3, 128, 128)
+    monkeypatch.setattr(pictures, "PIXELS", 128 * 128)
+    assert [len(b.hosts) for b in pictures.batches(hosts, None)] == [2, 2, 1, 1, 1, 1]

@@ -139,6 +139,17 @@ class Backbone(ABC):
             )
         return digest.hexdigest()
 
+    def parts_hash(self) -> str:
+        """SHA-256 over the weights of every other network: autoencoder and text encoders."""
+        digest = hashlib.sha256()
+        for part, network in sorted(self.pipe.components.items()):
+            if isinstance(network, nn.Module) and part != self.denoiser_name:
+                for name, value in sorted(network.state_dict().items()):
+                    digest.update(f"{part} {name}".encode())
+                    raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+                    digest.update(raw.numpy().tobytes())
+        return digest.hexdigest()
+
     # --- projections
 
     @abstractmethod

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -124,19 +123,29 @@ def levels_below(level: float, num_inference_steps: int) -> list[float]:
     return [level * (steps - index) / steps for index in range(steps)] + [0.0]
 
 
-def descend(
+def denoise(
     backbone: Backbone,
     latents: Tensor,
     levels: Sequence[float],
     conditioning: Conditioning,
     guidance_scale: float = 1.0,
-) -> Iterator[tuple[float, Tensor]]:
-    """Denoise step by step from the first level to the last, which is 0.
+    *,
+    after: Callable[[float, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Denoise from the first level to the last, which is 0.
 
     On ε- and v-models these are DDIM steps, on flows Euler steps.
 
-    Yields:
-        Level reached and latents there; at 0 the clean latents the last prediction stands for.
+    Args:
+        backbone: the model.
+        latents: at the first level, (n, channels, height, width).
+        levels: from the highest to 0; where there is only 0, nothing is done.
+        conditioning: of n prompts.
+        guidance_scale: 1 for none.
+        after: given the level reached and the latents there; the run goes on from what it returns.
+
+    Returns:
+        Clean latents that the last prediction stands for.
     """
     backbone.check_guidance(guidance_scale)
     empty = backbone.unconditional()
@@ -148,16 +157,5 @@ def descend(
                 if to
                 else backbone.clean(latents, predicted, level)
             )
-        yield to, latents
-
-
-def denoise(
-    backbone: Backbone,
-    latents: Tensor,
-    levels: Sequence[float],
-    conditioning: Conditioning,
-    guidance_scale: float = 1.0,
-) -> Tensor:
-    """Clean latents at the end of `descend`; what came in, if there is no step to take."""
-    reached = deque(descend(backbone, latents, levels, conditioning, guidance_scale), maxlen=1)
-    return reached[0][1] if reached else latents
+        latents = after(to, latents) if after else latents
+    return latents

@@ -93,7 +93,7 @@ def bench(
     psnr: Annotated[
         float | None, Parameter(help="Scale every scheme's change to lie at so many dB.")
     ] = None,
-    examples: Annotated[int, Parameter(help="Pictures kept for the report.")] = 6,
+    examples: Annotated[int, Parameter(help="Pictures shown in the report, at most 12.")] = 6,
     out: Annotated[Path, Parameter(help="Where to; a stopped run goes on from there.")] = Path(
         "runs/watermark"
     ),
@@ -104,7 +104,7 @@ def bench(
     Example: `expunge watermark bench --schemes learned --edits none jpeg:20 regeneration:0.3`
     """
     from expunge.watermark import names, pictures
-    from expunge.watermark.bench import bench as run_bench
+    from expunge.watermark.benchmark import bench as run_bench
     from expunge.watermark.scheme.base import DifferentiableScheme
 
     chosen = [names.scheme(text) for text in names.listed(schemes)]
@@ -171,7 +171,7 @@ def erased(
     """
     from expunge.erasure import Erasure
     from expunge.watermark import names
-    from expunge.watermark.layers import layers
+    from expunge.watermark.both_layers import layers
 
     erasure = Erasure.load(run)
     log = layers(
@@ -207,7 +207,12 @@ def train(
 
     Example: `expunge watermark train --out runs/mark --variant learned`
     """
+    import torch
+
+    from expunge.backbone.load import load
     from expunge.watermark.learned.training import make
 
-    vae = backbone_of(model).pipe.vae if variant == "learned-vae" else None
+    vae = None
+    if variant == "learned-vae":
+        vae = load(model, device="cpu", dtype=torch.float32).vae  # pictures are there as well
     say(str(make(out, variant, bits=bits, vae=vae, share=share)))

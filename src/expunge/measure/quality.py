@@ -13,6 +13,8 @@ from torch import Tensor
 
 MOST = 100.0
 """dB that stand for identical pictures."""
+AT_ONCE = 10
+"""Pictures whose float copies are held at once."""
 
 
 def psnr(first: Tensor, second: Tensor) -> NDArray[np.float64]:
@@ -22,7 +24,8 @@ def psnr(first: Tensor, second: Tensor) -> NDArray[np.float64]:
         first: uint8, (n, 3, height, width).
         second: of the same shape.
     """
-    error = (first.double() - second.double()).square().mean(dim=(1, 2, 3))
+    pairs = zip(first, second, strict=True)  # one by one: float copies of a batch are large
+    error = torch.stack([(a.double() - b.double()).square().mean() for a, b in pairs])
     ratio: NDArray[np.float64] = (20 * np.log10(255) - 10 * error.log10()).numpy()
     return np.minimum(ratio, MOST)
 
@@ -36,16 +39,26 @@ def ssim(first: Tensor, second: Tensor) -> NDArray[np.float64]:
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    found = structural_similarity_index_measure(
-        first.float(), second.float(), data_range=255.0, reduction="none"
-    )
-    assert isinstance(found, Tensor)
-    return found.double().numpy().reshape(-1)
+    parts = zip(torch.split(first, AT_ONCE), torch.split(second, AT_ONCE), strict=True)
+    found = [
+        structural_similarity_index_measure(
+            a.float(), b.float(), data_range=255.0, reduction="none"
+        ).reshape(-1)  # type: ignore[union-attr]
+        for a, b in parts
+    ]
+    return torch.cat(found).double().numpy()
 
 
+@lru_cache(maxsize=1)
 def lpips_available() -> bool:
-    """Whether LPIPS can be measured: it needs torchvision's networks."""
-    return importlib.util.find_spec("torchvision") is not None
+    """Whether LPIPS can be measured: it needs torchvision, and weights that it fetches."""
+    if importlib.util.find_spec("torchvision") is None:
+        return False
+    try:
+        _network()
+    except (ImportError, OSError, RuntimeError, ValueError):
+        return False  # an unfitting torchvision, or no network to fetch the weights from
+    return True
 
 
 def lpips(first: Tensor, second: Tensor) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from expunge.report.format import Record
-from expunge.report.survival import Tally, redrawn
+from expunge.report.survival import Tally
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ def returns(log: Record) -> list[Return]:
     part = log.get("concept")
     if not part:
         return []
-    drawn = [cell for cell in part["cells"] if redrawn(cell["edit"])] or part["cells"]
+    redrawn = {(cell["edit"], cell["level"]) for cell in log["cells"] if cell["redrawn"]}
+    drawn = [cell for cell in part["cells"] if (cell["edit"], cell["level"]) in redrawn]
     groups: dict[tuple[str, str], list[Record]] = {}
-    for cell in drawn:
+    for cell in drawn or part["cells"]:
         concept = cell.get("concept", part["concept"])
         groups.setdefault((concept, cell["editor"]), []).append(cell)
     # Sorted by concept, so that a sentence on each stands in one place.

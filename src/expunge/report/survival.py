@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
@@ -14,8 +13,6 @@ CHANCE = 0.5
 """Share of bits that a destroyed mark still gets right."""
 MOST = 0.5
 """Share of pictures above which a payload, or detection, counts as surviving."""
-REDRAWN = {"vae", "regeneration", "img2img", "inversion", "inpainting", "guided"}
-"""Edits by a model, which a log does not tell from distortions of pixels."""
 BEFORE, CONTROL = "none", "vae"
 
 
@@ -32,23 +29,18 @@ def name(record: Record, units: Record) -> str:
     return plain + ", erased model" * by_erased(record)
 
 
-def redrawn(edit: str) -> bool:
-    """Whether a model draws in this edit, or in a part of a chain such as `jpeg:50+vae`."""
-    return any(part.partition(":")[0] in REDRAWN for part in edit.split("+"))
-
-
 def by_erased(record: Record) -> bool:
     """Whether a model drew in this edit from which a concept was erased."""
-    return record.get("editor") == "erased" and redrawn(record["edit"])
+    return record.get("editor") == "erased" and bool(record["redrawn"])
 
 
 def cells(log: Record) -> list[Record]:
     """The log's cells, once where it makes no difference that an erased model edits."""
-    originals = [_figures(cell) for cell in log["cells"] if cell.get("editor") != "erased"]
+    originals = [_figures(cell) for cell in log["cells"] if cell["editor"] != "erased"]
     return [
         cell
         for cell in log["cells"]
-        if cell.get("editor") != "erased" or _figures(cell) not in originals
+        if cell["editor"] != "erased" or _figures(cell) not in originals
     ]
 
 
@@ -75,8 +67,11 @@ class Standing:
         control: the autoencoder alone, None where it was not measured.
         redrawn: cells of all other edits by a model.
         white_box: cells of edits that hold the scheme's decoder.
-        changed: cells among `redrawn` that show something else, so that they count for nothing.
+        changed: cells among `redrawn` and `control` that show something else, so that they count
+            for nothing.
+        gone_at_vae: whether the mark is not shown to be above chance after the autoencoder alone.
         unmarked: how often unmarked pictures were detected, None where not measured.
+        asked: the false positive rate that the threshold is for.
     """
 
     scheme: Record
@@ -86,7 +81,9 @@ class Standing:
     redrawn: list[Record]
     white_box: list[Record]
     changed: list[Record]
+    gone_at_vae: bool
     unmarked: Record | None
+    asked: float
 
     @property
     def bits(self) -> bool:
@@ -99,8 +96,11 @@ class Standing:
         return self._least(self.distortions)
 
     @property
-    def bound(self) -> Record | None:
-        """The white-box edit that leaves least."""
+    def attack(self) -> Record | None:
+        """The white-box edit that leaves least.
+
+        What one attack that holds the decoder does; no bound, and no ordinary edit.
+        """
         return self._least(self.white_box)
 
     def _least(self, found: list[Record]) -> Record | None:
@@ -112,12 +112,6 @@ class Standing:
         """All cells but white-box ones: before any edit, distortions, then edits by a model."""
         every = [self.before, *self.distortions, self.control, *self.redrawn]
         return [cell for cell in every if cell is not None]
-
-    @property
-    def asked(self) -> float | None:
-        """The false positive rate that the threshold is for, None where the log does not say."""
-        asked: float | None = None if self.unmarked is None else self.unmarked["asked"]
-        return asked
 
     @property
     def law(self) -> float | None:
@@ -152,38 +146,30 @@ def standings(log: Record) -> list[Standing]:
 
 
 def _standing(log: Record, scheme: Record, ours: list[Record]) -> Standing:
+    label = scheme["scheme"]
     black = [cell for cell in ours if not cell["white_box"]]
+    before = next((cell for cell in black if cell["edit"] == BEFORE), None)
     control = next((cell for cell in black if cell["edit"] == CONTROL), None)
-    drawn = [cell for cell in black if redrawn(cell["edit"]) and cell is not control]
-    plain = [cell for cell in black if not redrawn(cell["edit"]) and cell["edit"] != BEFORE]
+    edits = [cell for cell in black if cell["edit"] != BEFORE and cell is not control]
+    flagged = [_place(flag) for flag in log["flags"] if flag["code"] == "content-changed"]
+    gone = [flag["scheme"] for flag in log["flags"] if flag["code"] == "gone-at-vae"]
     return Standing(
         scheme=scheme,
-        before=next((cell for cell in black if cell["edit"] == BEFORE), None),
-        distortions=plain,
+        before=before,
+        distortions=[cell for cell in edits if not cell["redrawn"]],
         control=control,
-        redrawn=drawn,
+        redrawn=[cell for cell in edits if cell["redrawn"]],
         white_box=[cell for cell in ours if cell["white_box"]],
-        changed=_changed([*drawn, *([control] if control else [])], log["flags"]),
-        unmarked=next((u for u in log["unmarked"] if u["scheme"] == scheme["scheme"]), None),
+        changed=[cell for cell in black if _place(cell) in flagged],
+        gone_at_vae=label in gone,
+        unmarked=next((u for u in log["unmarked"] if u["scheme"] == label), None),
+        asked=log["false_positive_rate"],
     )
 
 
-def _changed(cells: list[Record], flags: Sequence[Record]) -> list[Record]:
-    """Cells that a flag says show something else.
-
-    A flag names scheme and edit, not the level. It is raised below some PSNR, so with two flags
-    for an edit it is the two levels with the lowest.
-    """
-    raised = Counter(
-        (flag.get("scheme"), flag.get("edit"))
-        for flag in flags
-        if flag["code"] == "content-changed"
-    )
-    found: list[Record] = []
-    for (scheme, edit), count in raised.items():
-        named = [cell for cell in cells if (cell["scheme"], cell["edit"]) == (scheme, edit)]
-        found += sorted(named, key=lambda cell: cell["psnr"])[:count]
-    return found
+def _place(record: Record) -> tuple[Any, ...]:
+    """Which cell a cell is, or a flag speaks of."""
+    return tuple(record[key] for key in ("scheme", "edit", "level", "editor"))
 
 
 def units(log: Record) -> dict[str, str]:

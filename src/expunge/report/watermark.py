@@ -20,8 +20,8 @@ from expunge.report.survival import cells, level, name, settings, standings, uni
 FORM = Form(
     "expunge.watermark/1",
     (
-        *("pictures", "model", "schemes", "edits", "psnr", "cells", "unmarked"),
-        *("examples", "reported", "flags", "made"),
+        *("pictures", "model", "schemes", "edits", "psnr", "false_positive_rate", "cells"),
+        *("unmarked", "examples", "reported", "flags", "made"),
     ),
     "a watermark bench's log",
     "run the bench again",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -177,6 +178,7 @@ def fit(
     *,
     folder: Path | None = None,
     seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
     log: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
     """Train the parameters of `model` that require a gradient.
@@ -190,6 +192,7 @@ def fit(
         loss: scalar loss of one step.
         plan: length and speed.
         folder: where checkpoints go. With one, the same call after a stop goes on where it was.
+        settings: whatever else a checkpoint must have in common with this run, of JSON values.
         log: called with (step, loss) after every step.
 
     Returns:
@@ -207,9 +210,9 @@ def fit(
         rule = get_ema_multi_avg_fn(plan.ema)  # type: ignore[no-untyped-call]
         average = AveragedModel(model, multi_avg_fn=rule)
     holder = nn.ModuleDict({"now": model, "average": average}) if average else model
-    settings = json.dumps({"steps": plan.steps, "lr": plan.lr, "seed": seed})
+    described = {"steps": plan.steps, "lr": plan.lr, "seed": seed, **(settings or {})}
     checkpoint = folder and _Checkpoint(
-        folder / f"{title}.safetensors", holder, optimizer, settings
+        folder / f"{title}.safetensors", holder, optimizer, json.dumps(described)
     )
     start = checkpoint.load() if checkpoint else 0
 

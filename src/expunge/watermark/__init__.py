@@ -4,8 +4,8 @@ The bench always embeds a payload of its own first. Nothing here takes a picture
 marked and returns it clean.
 """
 
-from expunge.watermark.bench import bench
-from expunge.watermark.layers import layers
+from expunge.watermark.benchmark import bench
+from expunge.watermark.both_layers import layers
 from expunge.watermark.log import WatermarkLog
 
 __all__ = ["WatermarkLog", "bench", "layers"]

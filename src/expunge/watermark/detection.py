@@ -14,6 +14,8 @@ from expunge.watermark.scheme.base import Bits, Scheme
 
 KEYS = 1000
 """Fixed payloads that every unmarked picture is matched against."""
+SURE = 0.999
+"""How sure an alarm is, so that a decoder without bias hardly ever raises one."""
 
 
 def false_positives(scheme: Scheme, bits: Bits, rate: float, keys: int = KEYS) -> dict[str, Any]:
@@ -30,8 +32,9 @@ def false_positives(scheme: Scheme, bits: Bits, rate: float, keys: int = KEYS) -
 
     Returns:
         The threshold and the rate a fair coin gives it; mean rate over all keys with an interval
-        clustered by picture; the worst key's rate with its interval, beside what the worst of as
-        many keys is under the binomial law (median, and the 97.5 % point).
+        clustered by picture; the worst key's rate with an interval that holds for all keys at once
+        (Clopper-Pearson at 5 % over their number), beside what the worst of as many keys is under
+        the binomial law (median, and the 97.5 % point); and whether either is a surprise under it.
     """
     threshold, raw = scheme.threshold(rate), scheme.raw_bits
     payloads = scheme.payloads([2**32 + key for key in range(keys)])
@@ -42,6 +45,7 @@ def false_positives(scheme: Scheme, bits: Bits, rate: float, keys: int = KEYS) -
     mean = Rate.of_counts(found.sum(axis=1).tolist(), [keys] * n)
     worst = int(found.sum(axis=0).max())
     law = float(binom.sf(threshold - 1, raw, 0.5))
+    surprising = worst / n > _largest_of(keys, n, law, SURE)
     return {
         "scheme": scheme.label,
         "n": n,
@@ -53,10 +57,11 @@ def false_positives(scheme: Scheme, bits: Bits, rate: float, keys: int = KEYS) -
         "mean": mean.value,
         "mean_ci": list(mean.interval()),
         "worst": worst / n,
-        "worst_ci": list(clopper_pearson(worst, n)),
+        "worst_ci": list(clopper_pearson(worst, n, 1 - 0.05 / keys)),
         "law_worst": _largest_of(keys, n, law, 0.5),
         "law_worst_high": _largest_of(keys, n, law, 0.975),
         "bias": _bias(bits),
+        "alarm": bool(surprising or mean.interval(SURE)[0] > law),
     }
 
 
@@ -92,4 +97,5 @@ def false_positives_zero_bit(
         "law_worst": _largest_of(1, len(found), rate, 0.5),
         "law_worst_high": _largest_of(1, len(found), rate, 0.975),
         "bias": None,
+        "alarm": measured.interval(SURE)[0] > rate,
     }

@@ -91,16 +91,26 @@ def _made(kind: str, homes: Mapping[str, str], text: str) -> Any:
     made: type[Any] = getattr(importlib.import_module(module), attribute)
     types = typing.get_type_hints(made)
     known = [field.name for field in dataclasses.fields(made) if field.init]
-    values = {}
+    values: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         key, value = (key, value) if equals else ("level", key)
+        if key in values:
+            raise ValueError(f"the {kind} {name} is given {key} twice; give it once")
         if key not in known:
             raise ValueError(
                 f"the {kind} {name} has no setting {key!r}; "
                 + (f"it has {', '.join(known)}" if known else "it has none")
             )
         values[key] = _value(f"{name}'s {key}", types[key], value)
+    lacking = [
+        field.name
+        for field in dataclasses.fields(made)
+        if field.default is dataclasses.MISSING and field.name not in values
+    ]
+    if lacking:
+        example = ":".join(f"{each}=…" for each in lacking)
+        raise ValueError(f"the {kind} {name} needs {', '.join(lacking)}: say {name}:{example}")
     return made(**values)
 
 

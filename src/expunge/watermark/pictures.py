@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from expunge.backbone.base import Backbone
@@ -23,6 +23,12 @@ from expunge.watermark.scheme.base import Batch
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _EIGHT_BIT = {"RGB", "L", "P", "1"}
+
+
+BATCH = 100
+"""Most pictures in a batch."""
+PIXELS = BATCH * 512 * 512
+"""Most pixels in a batch."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,18 @@ def folder(path: Path) -> list[Host]:
     with progress_bar("reading pictures", len(files)) as advance:
         for file in files:
             pixels = read(file)
-            text = file.with_suffix(".txt")
-            caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+            caption = _caption(file.with_suffix(".txt"))
             digest, size = digest_of(pixels), size_of(pixels)
             hosts.append(Host(file.name, size, caption, digest, _reader(file)))
             advance(1, "")
     return hosts
+
+
+def _caption(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    except ValueError:
+        raise ValueError(f"{file} is no UTF-8 text; save it as such, or leave it out") from None
 
 
 def _reader(file: Path) -> Callable[[], Tensor]:
@@ -104,25 +116,26 @@ def read(file: Path) -> Tensor:
     """
     try:
         with Image.open(file) as picture:
+            # Pillow opens 16-bit colour as RGB and cuts it to 8 bits in silence.
+            deep = any("16" in str(tile[-1]) for tile in picture.tile)
             picture.load()
-            _check_mode(file, picture)
+            problem = _problem(picture, deep)
             upright = ImageOps.exif_transpose(picture).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as a picture ({error}); leave it out") from None
+    if problem:
+        raise ValueError(f"{file} has {problem}, or leave it out")
     return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
 
 
-def _check_mode(file: Path, picture: Image.Image) -> None:
+def _problem(picture: Image.Image, deep: bool) -> str | None:
+    """What would have to be changed before a mark can be embedded."""
     mode = picture.mode
     if mode in {"RGBA", "LA", "PA"} or "transparency" in picture.info:
-        problem = "an alpha channel, which no mark covers: flatten it"
-    elif mode.startswith("I") or mode == "F":
-        problem = "more than 8 bits a channel: convert it to 8 bits"
-    elif mode not in _EIGHT_BIT:
-        problem = f"the colour space {mode}: convert it to RGB"
-    else:
-        return
-    raise ValueError(f"{file} has {problem}, or leave it out")
+        return "an alpha channel, which no mark covers: flatten it"
+    if deep or mode.startswith("I") or mode == "F":
+        return "more than 8 bits a channel: convert it to 8 bits"
+    return None if mode in _EIGHT_BIT else f"the colour space {mode}: convert it to RGB"
 
 
 def world(count: int, size: int = SIZE, first: int = 0) -> list[Host]:
@@ -156,10 +169,11 @@ def drawn(backbone: Backbone, prompts: Sequence[str], seeds: Sequence[int]) -> l
     return [Host.of(f"{prompt} #{seed}", prompt, each) for prompt, seed, each in named]
 
 
-def batches(hosts: Sequence[Host], size: int, backbone: Backbone | None) -> Iterator[HostBatch]:
-    """Runs of pictures of one size, at most `size` of them, in order."""
-    for _, run in groupby(hosts, key=lambda host: host.size):
+def batches(hosts: Sequence[Host], backbone: Backbone | None) -> Iterator[HostBatch]:
+    """Runs of pictures of one size, in order: 100 small ones at once, or as many as fit memory."""
+    for (height, width), run in groupby(hosts, key=lambda host: host.size):
         alike = list(run)
+        size = max(1, min(BATCH, PIXELS // (height * width)))
         for start in range(0, len(alike), size):
             yield HostBatch(alike[start : start + size], backbone)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,11 +17,15 @@ from expunge.backbone.base import Backbone
 from expunge.erasure import Erasure
 from expunge.measure import quality
 from expunge.run.store import Store, unit_id
-from expunge.watermark import survival
 from expunge.watermark.edit.base import Distortion, Edit, Subject
 from expunge.watermark.pictures import HostBatch
-from expunge.watermark.scheme.base import Batch, Bits, Scheme
+from expunge.watermark.scheme.base import Batch, Bits, Reading, Scheme, seeds_for
 from expunge.watermark.survival import PAIRS, Record
+
+KEPT = 12
+"""Pictures that are kept for each scheme and edit."""
+CUT = 320
+"""Most pixels along a side of a picture that is kept."""
 
 
 class Marked:
@@ -44,7 +49,8 @@ class Marked:
 
     def subject(self) -> Subject:
         batch = self.batch
-        return Subject(self.pair[1], batch.seeds, batch.captions, batch.backbone, self.scheme)
+        seeds = seeds_for("edit", batch.seeds)
+        return Subject(self.pair[1], seeds, batch.captions, batch.backbone, self.scheme)
 
 
 def at_psnr(original: Tensor, marked: Tensor, psnr: float) -> Tensor:
@@ -86,21 +92,22 @@ def _changed(
 class Runner:
     """Does what is missing, unit by unit, each kept on disk as soon as it is done.
 
+    A unit holds what was read and how far pictures lie apart; rates are computed from it later, so
+    that another false positive rate costs nothing.
+
     Attributes:
         backbone: the model.
         store: where units go.
-        rate: false positive rate of detection.
         psnr: dB at which every scheme's change is scaled to.
-        shown: pictures kept for each scheme and edit.
+        whole: keep every picture as it is, rather than the middle of the first ones.
         drawn_by: changes while a scheme draws marked pictures.
         edited_by: changes while the model edits.
     """
 
     backbone: Backbone | None
     store: Store
-    rate: float
     psnr: float | None = None
-    shown: int = 0
+    whole: bool = False
     drawn_by: Changes | None = None
     edited_by: Changes | None = None
 
@@ -115,56 +122,78 @@ class Runner:
             "scheme": scheme.spec,
             "edit": edit.spec,
             "model": self.model,
-            "pictures": [[host.name, host.digest] for host in hosts.hosts],
-            "captions": [host.caption for host in hosts.hosts],
-            "rate": self.rate,
+            "pictures": [[host.name, host.digest, host.caption] for host in hosts.hosts],
+        }
+
+    def unit(self, marked: Marked, edit: Edit, *, first: bool) -> Record:
+        """One batch under one edit; of the first batch some pictures are kept."""
+        kept = len(marked.hosts.hosts) if self.whole else KEPT * first
+        spec = self._spec("watermark", marked.scheme, edit, marked.hosts) | {
             "psnr": self.psnr,
             "drawn_by": self.drawn_by and self.drawn_by.hash,
             "edited_by": self.edited_by and self.edited_by.hash,
+            "kept": kept,
+            "whole": self.whole,
+            "lpips": quality.lpips_available(),
         }
+        return self._kept(spec, lambda: self._do(marked, edit, kept))
 
-    def unit(self, marked: Marked, edit: Edit, shown: int) -> Record:
-        """One batch under one edit."""
-        spec = self._spec("watermark", marked.scheme, edit, marked.hosts) | {"shown": shown}
+    def _kept(self, spec: dict[str, Any], work: Callable[[], Record]) -> Record:
         name = unit_id(spec)
         done = self.store.get(name)
         if done is None:
-            done = {"spec": spec, **self._do(marked, edit, shown)}
+            done = {"spec": spec, **work()}
             self.store.put(name, done)
         return done
 
-    def _do(self, marked: Marked, edit: Edit, shown: int) -> Record:
+    def _do(self, marked: Marked, edit: Edit, kept: int) -> Record:
         with _changed(self.backbone, self.drawn_by):
             original, pixels = marked.pair
         with _changed(self.backbone, self.edited_by):
             edited = edit(marked.subject())
-        reading = marked.scheme.read(edited, self.backbone)
-        found = survival.outcomes(marked.scheme, reading, marked.payloads, self.rate)
         pairs = ((original, pixels), (pixels, edited), (original, edited))
-        found["quality"] = {name: _measured(*pair) for name, pair in zip(PAIRS, pairs, strict=True)}
-        found["images"] = [
-            [self.store.put_image(_image(each[index])) for each in (original, pixels, edited)]
-            for index in range(min(shown, len(original)))
-        ]
-        return found
+        return {
+            **_told(marked.scheme.read(edited, self.backbone)),
+            "quality": {name: _measured(*pair) for name, pair in zip(PAIRS, pairs, strict=True)},
+            "images": [
+                [self._put(each[index]) for each in (original, pixels, edited)]
+                for index in range(min(kept, len(original)))
+            ],
+        }
+
+    def _put(self, pixels: Tensor) -> str:
+        """Keep a picture, or its middle: a bench shows what happened and returns no pictures."""
+        if not self.whole:
+            height, width = pixels.shape[-2:]
+            top, left = max(0, height - CUT) // 2, max(0, width - CUT) // 2
+            pixels = pixels[:, top : top + CUT, left : left + CUT]
+        return self.store.put_image(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
 
     def unmarked(self, scheme: Scheme, edit: Distortion, hosts: HostBatch) -> Record:
         """What is read of pictures that carry no mark."""
-        spec = self._spec("unmarked", scheme, edit, hosts)
-        name = unit_id(spec)
-        done = self.store.get(name)
-        if done is None:
+
+        def work() -> Record:
             batch = hosts.load()
-            edited = edit(Subject(batch.pixels, batch.seeds, batch.captions, batch.backbone))
-            reading = scheme.read(edited, self.backbone)
-            found = (
-                {"bits": np.packbits(reading.bits, axis=1).tolist()}
-                if reading.p_values is None
-                else {"p_values": reading.p_values.tolist()}
-            )
-            done = {"spec": spec, **found}
-            self.store.put(name, done)
-        return done
+            seeds = seeds_for("edit", batch.seeds)
+            edited = edit(Subject(batch.pixels, seeds, batch.captions, batch.backbone))
+            return _told(scheme.read(edited, self.backbone))
+
+        return self._kept(self._spec("unmarked", scheme, edit, hosts), work)
+
+
+def _told(reading: Reading) -> Record:
+    """A reading as JSON: bits packed into bytes."""
+    found: Record = {"bits": np.packbits(reading.bits, axis=1).tolist()}
+    return found if reading.p_values is None else found | {"p_values": reading.p_values.tolist()}
+
+
+def reading_of(scheme: Scheme, record: Record) -> Reading:
+    """The reading that a record tells of."""
+    if not scheme.raw_bits:
+        values = np.array(record["p_values"], np.float64)
+        return Reading(np.zeros((len(values), 0), np.bool_), values)
+    packed = np.array(record["bits"], np.uint8)
+    return Reading(np.unpackbits(packed, axis=1, count=scheme.raw_bits).astype(np.bool_))
 
 
 def model_of(backbone: Backbone) -> dict[str, Any]:
@@ -173,6 +202,8 @@ def model_of(backbone: Backbone) -> dict[str, Any]:
         "name": backbone.name,
         "architecture": backbone.architecture,
         "hash": backbone.weight_hash(),
+        "parts_hash": backbone.parts_hash(),
+        "sampling": asdict(backbone.profile.sampling),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "precision": backbone.precision,
     }
@@ -184,7 +215,3 @@ def _measured(first: Tensor, second: Tensor) -> dict[str, list[float]]:
         "ssim": quality.ssim(first, second).tolist(),
         "lpips": quality.lpips(first, second).tolist() if quality.lpips_available() else [],
     }
-
-
-def _image(pixels: Tensor) -> Image.Image:
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -141,6 +141,13 @@ def test_tree_rings_p_values_are_uniform_without_a_mark() -> None:
         assert float((p <= level).mean()) == pytest.approx(level, rel=0.25)
 
 
+def test_unmarked_noise_reads_fair_coins_however_few_the_copies() -> None:
+    scheme = names.scheme("gaussian-shading:bits=256")  # four copies: a majority would tie
+    assert isinstance(scheme, LatentScheme)
+    noise = torch.randn(500, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+    assert float(scheme.read_noise(noise).bits.mean()) == pytest.approx(0.5, abs=0.01)
+
+
 def test_another_key_reads_nothing() -> None:
     for text in NOISE:
         scheme, other = names.scheme(text), names.scheme(f"{text}:key=1")
@@ -196,6 +203,10 @@ def test_the_package_gives_the_same_pictures_bit_for_bit() -> None:
         ("gaussian-shading:bits=0", "at least 1 bit"),
         ("tree-ring:radius=0", "radius must lie"),
         ("dwtdct:bits=0", "at least 1 bit"),
+        ("stegastamp", "needs encoder, decoder: say stegastamp:encoder"),
+        ("tree-ring:num_inference_steps=0", "num_inference_steps must be at least 1"),
+        ("tree-ring:key=-1", "key must be at least 0"),
+        ("dwtdct:bits=8:bits=9", "given bits twice"),
     ],
 )
 def test_bad_settings_get_one_sentence(text: str, words: str) -> None:

@@ -55,6 +55,16 @@ class Edit(ABC):
         return None if level is None else float(level)
 
     @property
+    def redraws(self) -> bool:
+        """Whether a model draws in it."""
+        return False
+
+    @property
+    def white_box(self) -> bool:
+        """Whether it holds the scheme's own decoder."""
+        return False
+
+    @property
     def reads_captions(self) -> bool:
         """Whether it is told what each picture shows."""
         return getattr(self, "prompt", "empty") == "caption"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from expunge.backbone.base import Backbone
 from expunge.watermark.edit.base import Edit, Subject
-from expunge.watermark.scheme.base import Scheme
+from expunge.watermark.scheme.base import Scheme, seeds_for
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,14 @@ class Chain(Edit):
         return {"edit": self.name, "edits": [edit.spec for edit in self.edits]}
 
     @property
+    def redraws(self) -> bool:
+        return any(edit.redraws for edit in self.edits)
+
+    @property
+    def white_box(self) -> bool:
+        return any(edit.white_box for edit in self.edits)
+
+    @property
     def reads_captions(self) -> bool:
         return any(edit.reads_captions for edit in self.edits)
 
@@ -49,6 +57,7 @@ class Chain(Edit):
             edit.check(scheme, backbone)
 
     def __call__(self, subject: Subject) -> Tensor:
-        for edit in self.edits:
-            subject = replace(subject, pixels=edit(subject))
+        for link, edit in enumerate(self.edits):
+            own = replace(subject, seeds=seeds_for(f"link {link}", subject.seeds))
+            subject = replace(subject, pixels=edit(own))
         return subject.pixels

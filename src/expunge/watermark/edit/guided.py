@@ -29,7 +29,7 @@ class Guided(Redraw):
 
     Source: Vanishing Watermarks, Algorithm 1: y ← y − λ ∇ ‖g_dec(decode(y)) − m̃‖², λ = 0.5, one
     step, at the last level only, m̃ all zeros. White box: it holds the scheme's own decoder, so it
-    bounds what an adversary with the decoder can do and says nothing of ordinary editing.
+    shows what one attack with the decoder does, and says nothing of ordinary editing.
 
     Attributes:
         level: noise level, 0 to 1.
@@ -60,6 +60,10 @@ class Guided(Redraw):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.weight > 0:
             raise ValueError(f"weight must be positive, got {self.weight:g}")
+
+    @property
+    def white_box(self) -> bool:
+        return True
 
     def check(self, scheme: Scheme, backbone: Backbone | None) -> None:
         super().check(scheme, backbone)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expunge.backbone.base import Backbone
-from expunge.backbone.inversion import descend, levels_below
+from expunge.backbone.inversion import denoise, levels_below
 from expunge.watermark.edit.base import Subject
 from expunge.watermark.edit.redraw import (
     PromptSource,
@@ -34,7 +34,7 @@ class Inpainting(Redraw):
         level: share of the picture's area that is filled, in a rectangle of the picture's
             proportions at a random place.
         prompt: nothing, or each picture's caption.
-        guidance_scale: 1 for none; None for the model's own.
+        guidance_scale: 1 for none.
         num_inference_steps: of the run.
     """
 
@@ -74,9 +74,16 @@ class Inpainting(Redraw):
             (0, latents.shape[-1] - hole.shape[-1], 0, latents.shape[-2] - hole.shape[-2]),
         ).to(latents)
         noise = noise_for(latents, subject.seeds)
-        drawn = backbone.add_noise(latents, noise, 1.0) * (1 - hole) + noise * hole
-        levels = levels_below(1.0, self.num_inference_steps)
-        for level, found in descend(backbone, drawn, levels, conditioning, self.guidance_scale):
+
+        def blended(level: float, drawn: Tensor) -> Tensor:
             kept = backbone.add_noise(latents, noise, level) if level else latents
-            drawn = kept * (1 - hole) + found * hole
-        return drawn
+            return kept * (1 - hole) + drawn * hole
+
+        return denoise(
+            backbone,
+            blended(1.0, noise),
+            levels_below(1.0, self.num_inference_steps),
+            conditioning,
+            self.guidance_scale,
+            after=blended,
+        )

@@ -27,8 +27,13 @@ class Redraw(Edit):
     Sides that the model cannot take are padded by repeating the border and cut off afterwards.
     """
 
+    @property
+    def redraws(self) -> bool:
+        return True
+
     def check(self, scheme: Scheme, backbone: Backbone | None) -> None:
-        needed_backbone(self.name, backbone)
+        model = needed_backbone(self.name, backbone)
+        model.check_guidance(getattr(self, "guidance_scale", 1.0))
 
     def __call__(self, subject: Subject) -> Tensor:
         backbone = needed_backbone(self.name, subject.backbone)
@@ -68,18 +73,10 @@ def conditioning_of(
     return backbone.encode_prompts(["" for _ in captions] if prompt == "empty" else captions)
 
 
-def noise_for(latents: Tensor, seeds: Sequence[int], stream: int = 0) -> Tensor:
-    """Standard noise shaped like latents, a CPU generator a picture.
-
-    Args:
-        latents: (n, channels, height, width).
-        seeds: n of them.
-        stream: another number gives other noise for the same seeds.
-    """
+def noise_for(latents: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Standard noise shaped like latents, (n, channels, height, width), a CPU generator each."""
     drawn = [
-        torch.randn(
-            latents.shape[1:], generator=torch.Generator().manual_seed((seed + stream) % 2**63)
-        )
+        torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed))
         for seed in seeds
     ]
     return torch.stack(drawn).to(latents)

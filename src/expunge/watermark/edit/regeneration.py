@@ -18,6 +18,7 @@ from expunge.watermark.edit.redraw import (
     conditioning_of,
     noise_for,
 )
+from expunge.watermark.scheme.base import seeds_for
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Regeneration(Redraw):
         for time in range(self.times):
             if time:
                 latents = backbone.encode_pixels(backbone.decode_pixels(latents).clamp(-1, 1))
-            noise = noise_for(latents, subject.seeds, stream=time)
+            noise = noise_for(latents, seeds_for(f"time {time}", subject.seeds))
             latents = backbone.add_noise(latents, noise, self.level) if self.level else latents
             latents = denoise(backbone, latents, levels, conditioning, self.guidance_scale)
         return latents

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from expunge.judge.base import weights_hash
 from expunge.miniature.captions import random_pair
 from expunge.miniature.render import render
 from expunge.run.files import check_writable, write_atomically
@@ -88,9 +89,17 @@ _VAE = Stage(
     largest_crop=0.2,
     vae=True,
 )
+_VAE_CROPS = replace(
+    _VAE,
+    name="vae-crops",
+    plan=replace(_PLAN, steps=1500, lr=6e-4),
+    psnr=(35.0, 35.0),
+    hard=1.0,
+    crops=0.8,
+)
 STAGES: dict[Variant, tuple[Stage, ...]] = {
     "learned": (_BASE, _CROPS),
-    "learned-vae": (_BASE, _VAE),
+    "learned-vae": (_BASE, _VAE, _VAE_CROPS),
 }
 """What each variant goes through; both begin alike."""
 
@@ -196,7 +205,16 @@ def train(
             logits = nets["decoder"](seen(torch.cat(read)))
         return F.binary_cross_entropy_with_logits(logits, torch.cat(told))
 
-    trained = fit(stage.name, nets, loss, stage.plan, folder=folder, seed=SEED, log=log)
+    settings = {
+        **asdict(stage),
+        "plan": asdict(stage.plan),
+        "bits": bits,
+        "pictures": len(pixels),
+        "autoencoder": weights_hash(vae) if stage.vae else None,
+    }
+    trained = fit(
+        stage.name, nets, loss, stage.plan, folder=folder, seed=SEED, settings=settings, log=log
+    )
     assert isinstance(trained, nn.ModuleDict)
     return trained.eval()
 
@@ -217,7 +235,8 @@ def make(
             variants share is done once.
         variant: which.
         bits: of a payload.
-        vae: a diffusers autoencoder, needed by `learned-vae`; it stays as it is.
+        vae: a diffusers autoencoder on the CPU in float32, needed by `learned-vae`; its weights
+            stay as they are.
         share: of the full steps, above 0 and at most 1.
         count: pictures to train on.
 

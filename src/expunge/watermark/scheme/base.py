@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -33,6 +34,15 @@ def label(name: str, settings: Any, *ignored: str) -> str:
         if each.name not in ignored and getattr(settings, each.name) != each.default
     ]
     return ":".join([name, *changed])
+
+
+def seeds_for(purpose: str, seeds: Sequence[int]) -> list[int]:
+    """Seeds of one purpose, unrelated to those of any other: 63 bits of SHA-256.
+
+    The noise an edit adds must not be the noise a picture was drawn from.
+    """
+    digests = (hashlib.sha256(f"{purpose}\0{seed}".encode()).digest() for seed in seeds)
+    return [int.from_bytes(digest[:8]) >> 1 for digest in digests]
 
 
 @dataclass(frozen=True)
@@ -160,10 +170,9 @@ class Scheme(ABC):
 
     def payloads(self, seeds: Sequence[int]) -> Bits:
         """Random payloads, one a seed, (n, payload bits)."""
-        drawn = [
-            np.random.default_rng([seed, 77]).integers(0, 2, self.payload_bits) for seed in seeds
-        ]
-        return np.array(drawn, dtype=np.bool_).reshape(len(seeds), self.payload_bits)
+        size, own = self.payload_bits, seeds_for("payload", seeds)
+        drawn = [np.random.default_rng(seed).integers(0, 2, size) for seed in own]
+        return np.array(drawn, dtype=np.bool_).reshape(len(seeds), size)
 
     def check_payloads(self, payloads: Bits, count: int) -> None:
         """Refuse payloads of the wrong number or length.

@@ -22,8 +22,10 @@ from expunge.watermark.scheme.latent import LatentScheme
 class GaussianShading(LatentScheme):
     """Repeat the payload over the latent, encrypt it, and let each bit choose a half of the normal.
 
-    Encrypted bits are fair coins, so that marked noise has the law of any noise. Reading decrypts
-    the signs of what inversion found and takes the majority of every bit's copies.
+    Encrypted bits are fair coins, so that the marked noise of a picture has the law of any noise
+    (two pictures with one key and payload share their signs). Reading decrypts what inversion
+    found and sums every bit's copies, which weighs sure ones more than the paper's majority does
+    and knows no ties.
 
     Source: Yang et al., *Gaussian Shading*, CVPR 2024, section 3 (256 bits, one bit for a half of
     the normal law). Here the copies are spread over the latent at random by the key, so that any
@@ -39,6 +41,7 @@ class GaussianShading(LatentScheme):
     bits: int = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bits < 1:
             raise ValueError(f"gaussian-shading needs at least 1 bit, got {self.bits}")
 
@@ -57,10 +60,11 @@ class GaussianShading(LatentScheme):
         return drawn.view(len(payloads), *shape)
 
     def read_noise(self, noise: Tensor) -> Reading:
-        signs = (noise > 0).flatten(1).numpy()
-        owner, cipher = self._plan(signs.shape[1])
-        votes = (signs ^ cipher) * 2 - 1
-        return Reading(votes @ (owner[:, None] == np.arange(self.bits)) > 0)
+        values = noise.flatten(1)
+        owner, cipher = self._plan(values.shape[1])
+        votes = torch.where(torch.from_numpy(cipher), -values, values)
+        sums = votes.new_zeros(len(values), self.bits).index_add_(1, torch.from_numpy(owner), votes)
+        return Reading((sums > 0).numpy())
 
     def _plan(self, size: int) -> tuple[np.ndarray, Bits]:
         """The bit that every element of the latent carries, and what it is encrypted with."""

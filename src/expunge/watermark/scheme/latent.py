@@ -35,9 +35,18 @@ class LatentScheme(Scheme):
     num_inference_steps: int = 25
     solver: Solver = "euler"
 
+    def __post_init__(self) -> None:
+        if self.key < 0:
+            raise ValueError(f"key must be at least 0, got {self.key}")
+        if self.num_inference_steps < 1:
+            raise ValueError(
+                f"num_inference_steps must be at least 1, got {self.num_inference_steps}"
+            )
+
     def check(self, backbone: Backbone | None) -> None:
         self.prepare()
-        needed(self.name, backbone)
+        model = needed(self.name, backbone)
+        self.noise(model.latent_shape(*own_size(model)), self.payloads([0]), [0])
 
     @abstractmethod
     def noise(self, shape: Sequence[int], payloads: Bits, seeds: Sequence[int]) -> Tensor:
@@ -78,6 +87,13 @@ class LatentScheme(Scheme):
             levels = levels_below(1.0, self.num_inference_steps)[::-1]
             noises.append(climb(backbone, latents, levels, empty, solver=self.solver))
         return self.read_noise(torch.cat(noises).float().cpu())
+
+
+def own_size(backbone: Backbone) -> tuple[int, int]:
+    """Height and width in pixels of what the model draws."""
+    sampling = backbone.profile.sampling
+    assert sampling.height and sampling.width
+    return sampling.height, sampling.width
 
 
 def needed(name: str, backbone: Backbone | None) -> Backbone:

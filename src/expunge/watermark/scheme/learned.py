@@ -59,17 +59,22 @@ class Learned(DifferentiableScheme):
             raise ValueError(f"no weights at {path}; expunge watermark train --out makes some")
         try:
             with safe_open(path, "pt") as handle:
-                return int((handle.metadata() or {})["bits"])
+                header = handle.metadata() or {}
+            bits, variant = int(header["bits"]), header["variant"]
         except (SafetensorError, KeyError, ValueError):
-            raise ValueError(
-                f"{path} holds no learned watermark; make one with expunge watermark train"
-            ) from None
+            raise _no_mark(path) from None
+        if variant != self.name:
+            raise ValueError(f"{path} holds a {variant}, not a {self.name}; name it {variant}")
+        return bits
 
     @cached_property
     def networks(self) -> nn.ModuleDict:
         """`encoder` and `decoder`, in float32."""
         nets = nn.ModuleDict({"encoder": Encoder(self._bits), "decoder": Decoder(self._bits)})
-        nets.load_state_dict({k: v.float() for k, v in load_file(self._file).items()})
+        try:
+            nets.load_state_dict({k: v.float() for k, v in load_file(self._file).items()})
+        except (RuntimeError, SafetensorError):
+            raise _no_mark(self._file) from None
         nets.requires_grad_(False).eval()
         return nets
 
@@ -120,6 +125,10 @@ class LearnedVAE(Learned):
 
     name: ClassVar[str] = "learned-vae"
     bundled: ClassVar[str] = "learned-vae.safetensors"
+
+
+def _no_mark(path: Path) -> ValueError:
+    return ValueError(f"{path} holds no learned watermark; make one with expunge watermark train")
 
 
 def _channels_last(pixels: Tensor) -> Tensor:

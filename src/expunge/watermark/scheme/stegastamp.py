@@ -41,6 +41,10 @@ class StegaStamp(PictureScheme):
     decoder: str
 
     @property
+    def label(self) -> str:
+        return self.name  # paths of files say nothing to a reader
+
+    @property
     def code(self) -> Code:
         return BCH()
 

@@ -25,8 +25,8 @@ class TreeRing(LatentScheme):
 
     The paper's test is a non-central χ² law of the distance to the key, with the variance estimated
     from the same frequencies as if it were known; on small latents its p-values are far off. Here
-    the test is the correlation with the key, whose law without a mark is exact whatever the
-    variance: all directions of the spectrum are then alike, and it follows Student's t.
+    the test is the correlation with the key, which without a mark follows Student's t whatever the
+    variance, as long as it is the same at all these frequencies.
 
     Source: Wen et al., *Tree-Ring Watermarks*, NeurIPS 2023, section 3 (key "rings", radius 10 of a
     64 x 64 latent, the last channel).
@@ -43,6 +43,7 @@ class TreeRing(LatentScheme):
     channel: int = -1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.radius <= 0.5:
             raise ValueError(f"radius must lie above 0 and at most 0.5, got {self.radius:g}")
 
@@ -54,6 +55,10 @@ class TreeRing(LatentScheme):
         drawn = torch.stack(
             [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(s)) for s in seeds]
         )
+        if not -shape[0] <= self.channel < shape[0]:
+            raise ValueError(
+                f"tree-ring's channel is one of the latent's {shape[0]}, got {self.channel}"
+            )
         rings, key = self._rings(*shape[-2:])
         spectrum = torch.fft.fft2(drawn[:, self.channel])
         spectrum = torch.where(rings >= 0, key.to(spectrum.dtype), spectrum)

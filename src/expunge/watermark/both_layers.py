@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,17 @@ from expunge.judge.choose import default_judge
 from expunge.measure.rates import Paired
 from expunge.run.fit import progress_bar
 from expunge.run.store import Store
-from expunge.watermark.bench import bench, check
+from expunge.watermark.benchmark import check, measure
 from expunge.watermark.edit.base import Edit
 from expunge.watermark.log import WatermarkLog
 from expunge.watermark.pictures import Host
-from expunge.watermark.runner import Changes
+from expunge.watermark.runner import Changes, Runner
 from expunge.watermark.scheme.base import Scheme
 
 EXAMPLES = 6
 """Pictures that the report shows for each scheme and edit."""
+FALSE_POSITIVE_RATE = 1e-3
+"""Of detection."""
 
 
 def layers(
@@ -81,27 +83,24 @@ def layers(
     store.check_writable()
     hosts = _hosts(store, backbone, changes, prompts)
     check(schemes, edits, hosts, backbone)
-    logs = {
-        editor: bench(
+    parts = {
+        editor: measure(
+            Runner(backbone, store, whole=True, drawn_by=changes, edited_by=edited_by),
             schemes,
             edits,
             hosts,
-            pipe=backbone,
-            examples=len(hosts),
-            drawn_by=changes,
-            edited_by=None if editor == "original" else changes,
-            folder=folder,
-            command=command,
+            (),
+            FALSE_POSITIVE_RATE,
         )
-        for editor in ("original", "erased")
+        for editor, edited_by in (("original", None), ("erased", changes))
     }
     concepts = [prompt.concept for prompt in prompts]
     shown = [
         entry
-        for editor, log in logs.items()
-        for entry in _came_back(store, judge, concepts, editor, log)
+        for editor, data in parts.items()
+        for entry in _came_back(store, judge, concepts, editor, data)
     ]
-    log = _together(logs, shown, judge, erasure, strength, store)
+    log = _together(parts, shown, judge, erasure, strength, store, command)
     log.save(Path(folder))
     return log
 
@@ -140,11 +139,11 @@ def _hosts(
 
 
 def _came_back(
-    store: Store, judge: Judge, concepts: Sequence[str], editor: str, log: WatermarkLog
+    store: Store, judge: Judge, concepts: Sequence[str], editor: str, data: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """For every concept, scheme and edit: how often it is shown before the edit and after."""
     cells: dict[tuple[str, str, float | None], list[dict[str, Any]]] = {}
-    for example in log.data["examples"]:
+    for example in data["examples"]:
         key = (example["scheme"], example["edit"], example["level"])
         cells.setdefault(key, []).append(example)
     entries = []
@@ -177,26 +176,27 @@ def _paired(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
 
 
 def _together(
-    logs: dict[str, WatermarkLog],
+    parts: Mapping[str, Mapping[str, Any]],
     shown: Sequence[dict[str, Any]],
     judge: Judge,
     erasure: Erasure,
     strength: float,
     store: Store,
+    command: str,
 ) -> WatermarkLog:
     """One log of both editors' logs."""
-    first = logs["original"].data
+    first = parts["original"]
     names = [concept.name for concept in erasure.concepts]
     flags = [
-        {**flag, "text": flag["text"] if editor == "original" else f"Erased editor. {flag['text']}"}
-        for editor, log in logs.items()
-        for flag in log.data["flags"]
-        if editor == "original" or flag["scheme"]
+        flag
+        for editor, data in parts.items()
+        for flag in data["flags"]
+        if editor == "original" or flag["editor"]
     ]
     data = {
         **first,
-        "cells": [cell for log in logs.values() for cell in log.data["cells"]],
-        "examples": _few(first["examples"]),
+        "cells": [cell for data in parts.values() for cell in data["cells"]],
+        "examples": [each for each in first["examples"] if each["number"] < EXAMPLES],
         "flags": flags,
         "concept": {
             "concept": ", ".join(names),
@@ -213,19 +213,8 @@ def _together(
         "erasure": erasure.record,
         "made": {
             **first["made"],
-            "seconds": sum(log.data["made"]["seconds"] for log in logs.values()),
+            "command": command,
+            "seconds": sum(data["made"]["seconds"] for data in parts.values()),
         },
     }
     return WatermarkLog(data, store.folder)
-
-
-def _few(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first pictures of each scheme and edit."""
-    seen: dict[tuple[str, str, float | None], int] = {}
-    chosen = []
-    for example in examples:
-        key = (example["scheme"], example["edit"], example["level"])
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] <= EXAMPLES:
-            chosen.append(example)
-    return chosen
