@@ -39,7 +39,10 @@ def show_log(log: WatermarkLog) -> None:
     """Print the figures as tables."""
     table = Table(title="bits in % (chance is 50), the rest in % of pictures")
     for column in ("scheme", "edit", "level", "n", "bits", "payload", "detected", "PSNR"):
-        table.add_column(column, justify="left" if column in {"scheme", "edit"} else "right")
+        named = column in {"scheme", "edit"}
+        table.add_column(
+            column, justify="left" if named else "right", overflow="fold", no_wrap=not named
+        )
     for cell in log.data["cells"]:
         table.add_row(
             cell["scheme"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from itertools import pairwise
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backbone.architectures import TINY
 from skimage import data
 from torch import Tensor
 
 from expunge.backbone.base import Backbone
 from expunge.backbone.inversion import climb, levels_below
+from expunge.backbone.load import as_backbone
 from expunge.measure.quality import psnr, ssim
 from expunge.watermark import names, pictures
 from expunge.watermark.scheme.base import Batch, DifferentiableScheme, PictureScheme, Scheme
@@ -112,6 +115,22 @@ def test_marks_in_noise_are_drawn_and_read(text: str, backbone: Backbone) -> Non
     reading = scheme.read(marked, backbone)
     assert scheme.detect(reading, payloads).shape == (3,)
     assert not scheme.detect(scheme.read(plain, backbone), payloads).any()
+
+
+@pytest.mark.parametrize("name", list(TINY))
+@pytest.mark.parametrize("text", ["tree-ring", "gaussian-shading:bits=8"])
+def test_marks_in_noise_on_every_architecture(name: str, text: str) -> None:
+    scheme, backbone = names.scheme(f"{text}:num_inference_steps=3"), as_backbone(TINY[name]())
+    few = dataclasses.replace(backbone.profile.sampling, num_inference_steps=2, height=64, width=64)
+    backbone.profile = dataclasses.replace(backbone.profile, sampling=few)
+    scheme.check(backbone)
+    payloads = scheme.payloads([1, 2])
+    batch = Batch(_world(2), [1, 2], ["a photo of a cat"] * 2, backbone)
+    plain, marked = scheme.mark(batch, payloads)
+    assert plain.shape == marked.shape == (2, 3, 64, 64)
+    reading = scheme.read(marked, backbone)
+    assert reading.bits.shape == payloads.shape
+    assert reading.p_values is None or np.isfinite(reading.p_values).all()
 
 
 @pytest.mark.parametrize("text", NOISE)
