@@ -89,17 +89,9 @@ _VAE = Stage(
     largest_crop=0.2,
     vae=True,
 )
-_VAE_CROPS = replace(
-    _VAE,
-    name="vae-crops",
-    plan=replace(_PLAN, steps=1500, lr=6e-4),
-    psnr=(35.0, 35.0),
-    hard=1.0,
-    crops=0.8,
-)
 STAGES: dict[Variant, tuple[Stage, ...]] = {
     "learned": (_BASE, _CROPS),
-    "learned-vae": (_BASE, _VAE, _VAE_CROPS),
+    "learned-vae": (_BASE, _VAE),
 }
 """What each variant goes through; both begin alike."""
 
