@@ -1,4 +1,4 @@
-"""Where the pictures of a bench come from: a folder, the miniature world, or a model."""
+"""Where the pictures of a bench come from: a folder, or the miniature world."""
 
 from __future__ import annotations
 
@@ -159,14 +159,6 @@ def world(count: int, size: int = SIZE, first: int = 0) -> list[Host]:
             hosts.append(Host.of(f"world {number}", caption, pixels.contiguous()))
             advance(1, "")
     return hosts
-
-
-def drawn(backbone: Backbone, prompts: Sequence[str], seeds: Sequence[int]) -> list[Host]:
-    """Pictures that a model draws."""
-    images = backbone.draw(prompts, seeds)
-    pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous() for image in images]
-    named = zip(prompts, seeds, pixels, strict=True)
-    return [Host.of(f"{prompt} #{seed}", prompt, each) for prompt, seed, each in named]
 
 
 def batches(hosts: Sequence[Host], backbone: Backbone | None) -> Iterator[HostBatch]:

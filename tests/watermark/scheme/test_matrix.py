@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -253,3 +255,18 @@ def test_what_cannot_be_marked_is_refused(tmp_path: Any) -> None:
 def test_settings_are_part_of_the_name() -> None:
     assert names.scheme("learned").label == "learned"
     assert names.scheme("learned:psnr=38").label == "learned:psnr=38.0"
+
+
+def test_the_scheme_that_contributing_shows_works() -> None:
+    text = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text()
+    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Parity" in b)
+    space: dict[str, Any] = {}
+    exec(
+        "from dataclasses import dataclass\nfrom typing import ClassVar\nimport torch\n"
+        "from torch import Tensor\nfrom expunge.watermark.scheme.base import *\n"
+        "from expunge.watermark.scheme.base import PictureScheme\n"
+        "from expunge.watermark.scheme.code import Code, Plain\n" + block,
+        space,
+    )
+    _, right = _roundtrip(space["Parity"](), _world(3))
+    assert right == 1
