@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from expunge.run.files import write_text
+from expunge.run.log import Record
 
 SCHEMA = "expunge.watermark/1"
 LOG = "watermark.json"
 
 
 @dataclass(frozen=True)
-class WatermarkLog:
+class WatermarkLog(Record):
     """A finished bench.
 
     Attributes:
@@ -24,8 +23,10 @@ class WatermarkLog:
         store: folder that the examples' image paths are relative to.
     """
 
-    data: Mapping[str, Any]
-    store: Path
+    schema: ClassVar[str] = SCHEMA
+    file: ClassVar[str] = LOG
+    what: ClassVar[str] = "watermark bench"
+    command: ClassVar[str] = "expunge watermark bench"
 
     def summary(self) -> dict[str, Any]:
         """The figures without the pictures: what `--json` prints."""
@@ -41,37 +42,6 @@ class WatermarkLog:
             if (cell["scheme"], cell["edit"]) == (scheme, edit) and level in (None, cell["level"]):
                 return dict(cell)
         raise KeyError((scheme, edit, level))
-
-    def save(self, folder: Path) -> Path:
-        """Write `watermark.json`; the store is named relative to the folder where it can be."""
-        store, here = self.store.resolve(), folder.resolve()
-        name = str(store.relative_to(here)) if store.is_relative_to(here) else str(store)
-        write_text(folder / LOG, json.dumps({**self.data, "store": name}, indent=1) + "\n")
-        return folder / LOG
-
-    @classmethod
-    def load(cls, folder: str | Path) -> WatermarkLog:
-        """Read a log.
-
-        Raises:
-            ValueError: none is there, it is damaged, or from a newer schema.
-        """
-        path = Path(folder) / LOG
-        if not path.is_file():
-            raise ValueError(
-                f"no watermark bench in {folder}: {LOG} is missing; make one with "
-                "expunge watermark bench"
-            )
-        try:
-            data = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            raise ValueError(f"{path} is damaged: not valid JSON; run the bench again") from None
-        schema = str(data.get("schema"))
-        if schema != SCHEMA:
-            raise ValueError(
-                f"{path} has schema {schema!r}, this Expunge reads {SCHEMA!r}; upgrade Expunge"
-            )
-        return cls(data, path.parent / data.pop("store"))
 
     def report(self, out: str | Path) -> Path:
         """Write the report, one HTML file that needs no network."""
