@@ -109,16 +109,20 @@ def figures() -> None:
         *("--schemes", "learned", "learned-vae", "dwtdctsvd:bits=32", "rivagan"),
         *("--edits", *DISTORTIONS, "--images", str(pictures)),
     )
-    for model in ("miniature-sd", "miniature-flux"):
-        common = ["--model", model, "--unmarked", "0"]
-        bench(f"regeneration-{model}", *both, "--edits", *SWEEP, "--count", "200", *common)
-        bench(f"guided-{model}", *both, "--edits", *GUIDED, "--count", "100", *common)
-    bench("others", *both, "--edits", *OTHER, "--count", "100", "--unmarked", "0")
+    none = ["--unmarked", "0"]
+    bench("regeneration-miniature-sd", *both, "--edits", *SWEEP, "--count", "200", *none)
+    bench("guided-miniature-sd", *both, "--edits", *GUIDED, "--count", "50", *none)
+    flux = ["vae", "regeneration:0.1", "regeneration:0.3", "regeneration:0.6", "guided"]
+    bench(
+        "regeneration-miniature-flux",
+        *(*both, "--edits", *flux, "--count", "100", "--model", "miniature-flux", *none),
+    )
+    bench("others", *both, "--edits", *OTHER, "--count", "30", *none)
     bench(
         "noise-schemes",
         *("--schemes", "tree-ring:radius=0.3", "gaussian-shading:bits=32"),
-        *("--edits", "none", "jpeg:50", "crop:0.1", "noise", "vae", "regeneration:0.3"),
-        *("--count", "100", "--unmarked", "300"),
+        *("--edits", "none", "jpeg:50", "vae", "regeneration:0.3"),
+        *("--count", "50", "--unmarked", "300"),
     )
 
 

@@ -186,7 +186,7 @@ def _alarms(cell: Mapping[str, Any], flags: _Flags) -> None:
     if cell["content_changed_rate"] > 0:
         flags.add(
             "content-changed",
-            f"{_named(cell)}: {cell['content_changed_rate']:.0%} of the pictures lie more than "
+            f"{_named(cell)}: {cell['content_changed_rate']:.0%} of the pictures lie at less than "
             f"{CONTENT_FLOOR:.0f} dB from the marked ones and show something else; they are in "
             "the rates and count neither as survival nor as removal.",
             cell,
