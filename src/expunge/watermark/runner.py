@@ -47,6 +47,11 @@ class Marked:
         original, marked = self.scheme.mark(self.batch, self.payloads)
         return original, marked if self.psnr is None else at_psnr(original, marked, self.psnr)
 
+    @cached_property
+    def distance(self) -> dict[str, list[float]]:
+        """How far marked pictures lie from the originals."""
+        return _measured(*self.pair)
+
     def subject(self) -> Subject:
         batch = self.batch
         seeds = seeds_for("edit", batch.seeds)
@@ -151,10 +156,10 @@ class Runner:
             original, pixels = marked.pair
         with _changed(self.backbone, self.edited_by):
             edited = edit(marked.subject())
-        pairs = ((original, pixels), (pixels, edited), (original, edited))
+        distances = (marked.distance, _measured(pixels, edited), _measured(original, edited))
         return {
             **_told(marked.scheme.read(edited, self.backbone)),
-            "quality": {name: _measured(*pair) for name, pair in zip(PAIRS, pairs, strict=True)},
+            "quality": dict(zip(PAIRS, distances, strict=True)),
             "images": [
                 [self._put(each[index]) for each in (original, pixels, edited)]
                 for index in range(min(kept, len(original)))
