@@ -86,7 +86,7 @@ def bench(
     model: Model = "miniature-sd",
     config: Annotated[str | None, Parameter(help="Of a single-file model.")] = None,
     count: Annotated[
-        int | None, Parameter(help="Pictures marked; by default 100, or all of a folder.")
+        int | None, Parameter(help="Pictures marked; by default 60, or all of a folder.")
     ] = None,
     size: Annotated[int, Parameter(help="Pixels along a side of the world's pictures.")] = 64,
     unmarked: Annotated[
@@ -118,7 +118,7 @@ def bench(
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if images is None:
-        hosts = pictures.world(count or 100, size)
+        hosts = pictures.world(count or 60, size)
         plain = pictures.world(unmarked, size, UNMARKED_FROM)
     else:
         hosts = pictures.folder(images)
