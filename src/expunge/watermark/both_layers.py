@@ -188,7 +188,7 @@ def _together(
     first = parts["original"]
     names = [concept.name for concept in erasure.concepts]
     flags = [
-        flag
+        flag if editor == "original" else {**flag, "text": f"By the erased model: {flag['text']}"}
         for editor, data in parts.items()
         for flag in data["flags"]
         if editor == "original" or flag["editor"]
