@@ -255,6 +255,11 @@ class Concept:
         chosen = spread(near, split, limit // 2)
         return chosen + draw(self.preserve, split, limit - len(chosen))
 
+    def mentions(self, text: str) -> bool:
+        return any(
+            re.search(rf"\b{re.escape(n.casefold())}s?\b", text.casefold()) for n in self.names
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}

@@ -85,6 +85,38 @@ class Backbone(ABC):
         return denoiser
 
     @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The pipeline's networks, by component."""
+        parts = self.pipe.components.items()
+        return {name: part for name, part in parts if isinstance(part, nn.Module)}
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What this model can be opened with again."""
+        return {"model": self.name_or_path or self.name}
+
+    def config_of(self, component: str) -> dict[str, Any]:
+        """How a component is built, as its `config.json` says."""
+        config: Any = self.networks[component].config
+        items = config.to_dict() if hasattr(config, "to_dict") else config
+        return {name: value for name, value in items.items() if not name.startswith("_")}
+
+    @property
+    def loras(self) -> list[str]:
+        """Names of the user's own LoRAs that are active."""
+        active = getattr(self.pipe, "get_active_adapters", list)
+        return sorted(active()) if getattr(self.denoiser, "peft_config", None) else []
+
+    def sketch(self, places: Iterable[str]) -> dict[str, list[float]]:
+        return {}
+
+    def check_sketch(self, made: Any, name: str) -> None:
+        return None
+
+    def unreadable(self, name: str) -> bool:
+        return False
+
+    @property
     def denoiser_config(self) -> dict[str, Any]:
         """How the denoiser is built, as its `config.json` says."""
         config: Any = self.denoiser.config
