@@ -15,7 +15,7 @@ from expunge.run.versions import versions
 SIDE = 256
 """Pixels along a side of what signatures are taken of, at most: quick on a large model too."""
 ASKED = 4
-"""Concepts whose predictions are taken, at most: with a hundred it would cost more than the solve."""
+"""Concepts whose predictions are taken, at most: with a hundred they cost more than the solve."""
 
 
 def describe(backbone: Backbone, erasure: Erasure) -> Erasure:
