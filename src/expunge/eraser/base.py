@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import resource
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ from expunge.closed_form import Targets
 from expunge.concept import Concept
 from expunge.erasure import Erasure, Part, solve_streams
 from expunge.fingerprint import fingerprint
+from expunge.run.memory import peak_memory
 
 
 @dataclass(frozen=True)
@@ -138,12 +137,11 @@ def _check_lengths(backbone: Backbone, concepts: Sequence[Concept]) -> None:
         )
 
 
-def _peak_memory(device: torch.device) -> int:
+def _peak_memory(device: torch.device) -> int | None:
     """Peak bytes of the device, or of the process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+    return peak_memory()
 
 
 def versions() -> dict[str, str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,11 @@ from expunge.closed_form import Targets
 from expunge.concept import Concept
 from expunge.eraser.base import Eraser, Result
 from expunge.erasure import Part, solve_streams
-from expunge.run.fit import Plan, fit, progress_bar
+from expunge.run.checkpoint import Workspace
+from expunge.run.fit import fit
+from expunge.run.objective import Objective, Player, Step
+from expunge.run.plan import Plan
+from expunge.run.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -224,7 +228,7 @@ class FineTuner(Eraser):
             for index, concept in enumerate(concepts)
         ]
         try:
-            losses = self._train(backbone, adapters, points, folder)
+            losses = self._train(backbone, concepts, adapters, points, folder)
         finally:
             for adapter in (*adapters, *([frozen] if frozen else [])):
                 adapter.remove()
@@ -237,48 +241,59 @@ class FineTuner(Eraser):
     def _train(
         self,
         backbone: Backbone,
+        concepts: Sequence[Concept],
         adapters: Sequence[Adapter],
         points: Sequence[tuple[Points, Points | None]],
         folder: Path | None,
     ) -> list[float]:
-        losses: list[float] = []
-
-        def loss(step: int, generator: torch.Generator) -> Tensor:
-            erased, kept = points[step % len(points)]
-            index = torch.randint(len(erased.prompts), (self.batch_size,), generator=generator)
-            others = None
-            if kept:
-                other = torch.randint(len(kept.prompts), (self.batch_size,), generator=generator)
-                others = kept.pick(other)
-            for number, adapter in enumerate(adapters):
-                # A batch of one concept moves only that concept's adapter.
-                adapter.module.requires_grad_(number == step % len(points))
-            return self.loss(backbone, erased.pick(index), others)
-
-        plan = Plan(
-            steps=self.steps, lr=self.lr, warmup=min(10, self.steps), weight_decay=0, save_every=50
-        )
-        model = nn.ModuleList(adapter.module for adapter in adapters)
-        checkpoints = folder / "checkpoints" if folder else None
+        plan = Plan(steps=self.steps, warmup=min(10, self.steps), save_every=50)
+        names = [concept.name for concept in concepts]
+        players = {
+            name: Player(adapter.module, self.lr)
+            for name, adapter in zip(names, adapters, strict=True)
+        }
+        workspace = None
+        if folder:
+            settings = {
+                "eraser": self.name,
+                **asdict(self),
+                "concepts": [concept.to_dict() for concept in concepts],
+                "model": backbone.weight_hash(),
+            }
+            workspace = Workspace(folder / "checkpoints", settings)
+        objective = _InTurn(self, backbone, dict(zip(names, points, strict=True)))
         frozen = [p for p in backbone.denoiser.parameters() if p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(False)
         try:
-            fit(
-                self.name,
-                model,
-                loss,
-                plan,
-                folder=checkpoints,
-                seed=self.seed,
-                log=lambda step, value: losses.append(round(value, 6)),
-            )
+            trained = fit(self.name, players, objective, plan, workspace, seed=self.seed)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
-        if checkpoints:
-            shutil.rmtree(checkpoints)
-        return losses
+        if workspace:
+            shutil.rmtree(workspace.folder)
+        turns = [trained.losses[names[i % len(names)]][i // len(names)] for i in range(self.steps)]
+        return [round(value, 6) for value in turns]
+
+
+@dataclass(frozen=True)
+class _InTurn(Objective):
+    """A batch of one concept moves only that concept's adapter."""
+
+    method: FineTuner
+    backbone: Backbone
+    points: Mapping[str, tuple[Points, Points | None]]
+
+    def loss(self, step: Step, player: str) -> Tensor | None:
+        if player != list(self.points)[step.number % len(self.points)]:
+            return None
+        (erased, kept), generator = self.points[player], step.generator
+        size = (self.method.batch_size,)
+        index = torch.randint(len(erased.prompts), size, generator=generator)
+        others = None
+        if kept:
+            others = kept.pick(torch.randint(len(kept.prompts), size, generator=generator))
+        return self.method.loss(self.backbone, erased.pick(index), others)
 
 
 def _fresh(layers: dict[str, nn.Linear], rank: int, seed: int) -> Factors:
