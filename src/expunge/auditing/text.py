@@ -24,7 +24,7 @@ from expunge.judge.base import Judge
 from expunge.judge.choose import default_judge
 from expunge.measure.frechet import frechet_distance
 from expunge.measure.rates import Paired, Rate
-from expunge.run.fit import progress_bar
+from expunge.run.progress import progress_bar
 from expunge.run.store import Store
 
 Role = Literal["target", "neighbour", "unrelated"]

@@ -14,7 +14,7 @@ from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.eraser.base import versions
 from expunge.measure import quality
-from expunge.run.fit import progress_bar
+from expunge.run.progress import progress_bar
 from expunge.run.store import Store
 from expunge.watermark import survival
 from expunge.watermark.detection import false_positives, false_positives_zero_bit

@@ -17,7 +17,7 @@ from expunge.erasure import Erasure
 from expunge.judge.base import Judge
 from expunge.judge.choose import default_judge
 from expunge.measure.rates import Paired
-from expunge.run.fit import progress_bar
+from expunge.run.progress import progress_bar
 from expunge.run.store import Store
 from expunge.watermark.benchmark import check, measure
 from expunge.watermark.edit.base import Edit
