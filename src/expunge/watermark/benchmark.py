@@ -38,7 +38,7 @@ def _joined(records: Sequence[Record]) -> Record:
     joined: Record = {
         key: [value for record in records for value in record[key]]
         for key in first
-        if key not in {"spec", "quality"}
+        if key != "quality"
     }
     joined["quality"] = {
         pair: {
