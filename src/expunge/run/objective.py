@@ -7,13 +7,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor, nn
+from expunge.lazy import torch
 
-Loss = Tensor | Mapping[str, Tensor] | None
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Loss: TypeAlias = "Tensor | Mapping[str, Tensor] | None"
 """A scalar with a graph; or named ones, whose sum is meant; or None: this player passes."""
-Grads = Sequence[Tensor | None]
+Grads: TypeAlias = "Sequence[Tensor | None]"
 """One for each parameter, None where the loss does not reach it."""
 
 
