@@ -8,11 +8,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
-from expunge.auditing.log import SCHEMA, Log
+from expunge.auditing.figures import figures
+from expunge.auditing.flags import FRECHET_IMAGES, cut_short, flags
+from expunge.auditing.log import (
+    PLAIN,
+    Attack,
+    Condition,
+    Frechet,
+    JudgeRecord,
+    Log,
+    Made,
+    Picture,
+    Role,
+    Sample,
+    Target,
+    Thresholds,
+)
 from expunge.auditing.units import drawn, judged
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
@@ -23,13 +38,8 @@ from expunge.erasure import Erasure
 from expunge.judge.base import Judge
 from expunge.judge.choose import default_judge
 from expunge.measure.frechet import frechet_distance
-from expunge.measure.rates import Paired, Rate
 from expunge.run.fit import progress_bar
 from expunge.run.store import Store
-
-Role = Literal["target", "neighbour", "unrelated"]
-Condition = Literal["original", "erased"]
-FRECHET_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -142,14 +152,14 @@ class _Runner:
         self._changes = erasure.weights_hash(strength)
 
     @contextlib.contextmanager
-    def _as(self, condition: Condition) -> Iterator[None]:
+    def _as(self, condition: str) -> Iterator[None]:
         if condition == "original":
             yield
         else:
             with self.erasure.applied(self.backbone, self.strength):
                 yield
 
-    def run(self, groups: Sequence[_Group], frechet: bool) -> tuple[Results, dict[str, Any] | None]:
+    def run(self, groups: Sequence[_Group], frechet: bool) -> tuple[Results, Frechet | None]:
         """Draw every group as the original and as erased; the Fréchet distances if n allows."""
         benign = [group for group in groups if group.role != "target"]
         count = sum(len(group.prompts) for group in benign)
@@ -164,13 +174,11 @@ class _Runner:
         ours = [result for result in results if result[0].role != "target"]
         before = self._features([drawn for _, drawn, _ in ours])
         after = self._features([drawn for _, _, drawn in ours])
-        return results, {
-            "benign_erased": frechet_distance(before, after),
-            "benign_original_reseeded": frechet_distance(before, again),
-            "n": count,
-        }
+        return results, Frechet(
+            frechet_distance(before, after), frechet_distance(before, again), count
+        )
 
-    def _draw(self, group: _Group, condition: Condition, index: int = 0) -> _Drawn:
+    def _draw(self, group: _Group, condition: str, index: int = 0) -> _Drawn:
         images: list[str] = []
         scores: list[float] = []
         broken: list[float] = []
@@ -197,123 +205,33 @@ class _Runner:
         return self.judge.features(images)
 
 
-def _rate(flags: np.ndarray) -> dict[str, Any]:
-    rate = Rate.of(flags)
-    low, high = rate.interval()
-    return {"n": rate.n, "k": rate.k, "rate": rate.value, "ci": [low, high]}
-
-
-def _difference(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    paired = Paired.of(before, after)
-    low, high = paired.interval()
-    return {
-        "n": paired.n,
-        "original": paired.first.value,
-        "erased": paired.second.value,
-        "difference": paired.difference,
-        "ci": [low, high],
-        "only_original": paired.only_first,
-        "only_erased": paired.only_second,
-        "p": paired.p_value,
-    }
-
-
-def _broken(results: Results, threshold: float) -> list[dict[str, Any]]:
-    found = []
-    for role in ("target", "benign"):
-        ours = [result for result in results if (result[0].role == "target") == (role == "target")]
-        sides = {
-            "original": [drawn.broken >= threshold for _, drawn, _ in ours],
-            "erased": [drawn.broken >= threshold for _, _, drawn in ours],
-        }
-        for condition, flags in sides.items():
-            if flags:
-                found.append({"role": role, "condition": condition, **_rate(np.concatenate(flags))})
-    return found
-
-
-def _pairs(results: Results) -> list[dict[str, Any]]:
-    pairs = []
+def _samples(results: Results, judge: str) -> tuple[Sample, ...]:
+    samples = []
     for group, before, after in results:
         for index, prompt in enumerate(group.prompts):
-            sides = {
-                side: {
-                    "image": drawn.images[index],
-                    "score": drawn.scores[index],
-                    "broken": drawn.broken[index],
-                }
+            pictures = {
+                side: Picture(
+                    drawn.images[index],
+                    {judge: float(drawn.scores[index])},
+                    float(drawn.broken[index]),
+                )
                 for side, drawn in (("original", before), ("erased", after))
             }
-            head = {"probe": group.probe, "concept": group.concept, "role": group.role}
-            pairs.append({**head, "prompt": prompt.text, "seed": prompt.seed(), **sides})
-    return pairs
+            head = (PLAIN, group.probe, group.concept, group.role)
+            samples.append(Sample(*head, prompt.text, prompt.seed(), pictures))
+    return tuple(samples)
 
 
-def _flags(
-    cells: Sequence[Mapping[str, Any]], broken: Sequence[Mapping[str, Any]], frechet: object
-) -> list[dict[str, Any]]:
-    """What a reader must know before believing the figures."""
-    flags: list[dict[str, Any]] = []
-
-    def flag(code: str, text: str, concept: str | None = None) -> None:
-        flags.append({"code": code, "concept": concept, "text": text})
-
-    for cell in cells:
-        name = f"{cell['concept']} ({cell['probe']})"
-        if cell["condition"] == "original" and cell["rate"] < 0.9:
-            flag(
-                "original-cannot-draw",
-                f"The original draws {name} in only {cell['rate']:.0%} of the pictures, so its "
-                "absence afterwards says little.",
-                cell["concept"],
-            )
-    few = [
-        f"{cell['concept']} ({cell['probe']})"
-        for cell in cells
-        if cell["condition"] == "original" and cell["n"] < 50
-    ]
-    if few:
-        flag("few-prompts", f"Fewer than 50 distinct prompts, so wide intervals: {', '.join(few)}.")
-    rates = {(entry["role"], entry["condition"]): entry["rate"] for entry in broken}
-    for role in ("target", "benign"):
-        more = rates.get((role, "erased"), 0) - rates.get((role, "original"), 0)
-        if more > 0.02:
-            flag("broken-pictures", f"{more:.1%} more pictures are broken on {role} prompts.")
-    if frechet is None:
-        flag("no-frechet", f"No Fréchet distance: it needs {FRECHET_IMAGES} benign pictures.")
-    return flags
-
-
-def _cut_short(backbone: Backbone, groups: Sequence[_Group]) -> list[dict[str, Any]]:
-    """A flag where the text encoder did not read prompts to their end."""
-    found = backbone.cut_short([prompt.text for group in groups for prompt in group.prompts])
-    if not found:
-        return []
-    text = (
-        f"{len(found)} prompts are longer than the text encoder reads and were cut, "
-        f"for example {min(found)!r}."
+def _conditions(backbone: Backbone, erasure: Erasure, strength: object) -> tuple[Condition, ...]:
+    model = {"model": backbone.weight_hash()}
+    method = erasure.record["eraser"]
+    return (
+        Condition("original", "original", "the model as it was", model),
+        Condition("erased", "erased", f"erased by {method}", {**model, "strength": strength}),
     )
-    return [{"code": "prompts-cut-short", "concept": None, "text": text}]
 
 
-def _figures(results: Results, threshold: float, frechet: dict[str, Any] | None) -> dict[str, Any]:
-    """Everything the log says in numbers."""
-    cells, differences = [], []
-    for group, before, after in results:
-        head = {"probe": group.probe, "concept": group.concept, "role": group.role}
-        shown = [drawn.scores >= threshold for drawn in (before, after)]
-        for condition, flags in zip(("original", "erased"), shown, strict=True):
-            cells.append({**head, "condition": condition, **_rate(flags)})
-        differences.append({**head, **_difference(*shown)})
-    broken = _broken(results, threshold)
-    return {
-        "cells": cells,
-        "differences": differences,
-        "broken": broken,
-        "frechet": frechet,
-        "flags": _flags(cells, broken, frechet),
-        "pairs": _pairs(results),
-    }
+NO_ATTACK = Attack(PLAIN, "prompt", white_box=False, budget={}, text="asked without an attack")
 
 
 def audit(
@@ -369,39 +287,47 @@ def audit(
     shelf.check_writable()
     runner = _Runner(backbone, erasure, strength, judge, shelf, sampling)
     results, distances = runner.run(groups, frechet)
-    figures = _figures(results, judge.threshold, distances)
-    figures["flags"] += _cut_short(backbone, groups)
-    data = {
-        "schema": SCHEMA,
-        "target": {
-            "model": backbone.name,
-            "model_hash": backbone.weight_hash(),
-            "architecture": backbone.architecture,
-            "method": erasure.record["eraser"],
-            "concepts": [concept.name for concept in erasure.concepts],
-            "strength": strength,
-            "split": split,
-        },
-        **figures,
-        "judge": {
-            "name": judge.name,
-            "version": judge.version,
-            "hash": judge.hash,
-            "threshold": judge.threshold,
-        },
-        "sampling": {
+    record = JudgeRecord(judge.name, judge.version, judge.hash, judge.threshold, {})
+    samples = _samples(results, judge.name)
+    conditions, attacks = _conditions(backbone, erasure, strength), (NO_ATTACK,)
+    found = figures(samples, conditions, (record,))
+    notes = flags(
+        samples,
+        found,
+        conditions=conditions,
+        attacks=attacks,
+        judges=(record,),
+        frechet=distances,
+    )
+    texts = [prompt.text for group in groups for prompt in group.prompts]
+    log = Log(
+        target=Target(
+            model=backbone.name,
+            model_hash=backbone.weight_hash(),
+            architecture=backbone.architecture,
+            method=erasure.record["eraser"],
+            concepts=tuple(concept.name for concept in erasure.concepts),
+            strength=strength,
+            split=split,
+        ),
+        conditions=conditions,
+        attacks=attacks,
+        samples=samples,
+        cells=found.cells,
+        differences=found.differences,
+        broken=found.broken,
+        frechet=distances,
+        flags=notes + cut_short(backbone.cut_short(texts)),
+        judges=(record,),
+        sampling={
             **asdict(sampling),
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "precision": backbone.precision,
         },
-        "erasure": erasure.record,
-        "made": {
-            "command": command,
-            "started": started,
-            "seconds": round(time.monotonic() - start, 1),
-            "versions": versions(),
-        },
-    }
-    log = Log(data, shelf.folder)
+        erasure=erasure.record,
+        made=Made(command, started, round(time.monotonic() - start, 1), versions()),
+        thresholds=Thresholds(),
+        store=shelf.folder,
+    )
     log.save(Path(folder))
     return log
