@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,19 +20,13 @@ from expunge.adapter import Adapter, Factors, LowRank, add, check_layer
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.closed_form import Targets, solve
-from expunge.concept import Concept
+from expunge.concept import Concept, slug
 from expunge.run.files import write_atomically, write_text
 
 SCHEMA = "expunge.erasure/1"
 RECORD = "erasure.json"
 ADAPTERS = "adapters"
 TARGETS = "closed_form.safetensors"
-
-
-def slug(name: str) -> str:
-    """A name fit for files and adapters: `[a-z0-9-]` and a short hash."""
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
-    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}".lstrip("-")
 
 
 @dataclass(frozen=True)

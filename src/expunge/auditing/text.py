@@ -17,13 +17,15 @@ from expunge.auditing.units import drawn, judged
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import Sampling
-from expunge.concept import Concept, Probe, Prompt, Split, refuse_minors
+from expunge.concept import Concept, Probe, Prompt
 from expunge.eraser.base import versions
 from expunge.erasure import Erasure
 from expunge.judge.base import Judge
 from expunge.judge.choose import default_judge
 from expunge.measure.frechet import frechet_distance
 from expunge.measure.rates import Paired, Rate
+from expunge.minors import refuse_minors
+from expunge.prompts import Split
 from expunge.run.fit import progress_bar
 from expunge.run.store import Store
 
@@ -102,7 +104,6 @@ def plan(
     for concept in concepts:
         for probe in get_args(Probe):
             prompts = concept.prompts(probe, split, sizes.target)
-            refuse_minors(concept.kind, (prompt.text for prompt in prompts))
             if prompts:
                 groups.append(_Group(probe, "target", tuple(prompts)))
             elif probe == "plain":
@@ -114,6 +115,7 @@ def plan(
         for concept in concepts:
             for other in _surroundings(backbone, concept, role):
                 prompts = other.prompts("plain", split, getattr(sizes, role))
+                refuse_minors(concept.kind, (prompt.text for prompt in prompts))
                 if other.name not in taken and prompts:
                     groups.append(_Group("plain", role, tuple(prompts)))
                     taken.add(other.name)
