@@ -31,8 +31,8 @@ from expunge.auditing.log import (
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import Sampling
-from expunge.condition import Condition, erased, guarded, original, random_weights
 from expunge.concept import Prompt, Split
+from expunge.condition import Condition, erased, guarded, original, random_weights
 from expunge.erasure import Erasure
 from expunge.guard.base import Guard
 from expunge.judge.base import Features, Judge

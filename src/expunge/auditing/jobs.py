@@ -16,8 +16,8 @@ from expunge.attack.base import Attack, Attempt, Case, Sight
 from expunge.backbone.base import Backbone
 from expunge.backbone.profile import Sampling
 from expunge.backbone.sampling import follow
-from expunge.condition import Condition
 from expunge.concept import Concept, Prompt
+from expunge.condition import Condition
 from expunge.judge.base import Judge
 from expunge.run.jobs import Job
 from expunge.run.store import Record, Store

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.concept import Concept
 from expunge.lazy import torch
+from expunge.vocabulary import check_distinct
 
 if TYPE_CHECKING:
     from expunge.backbone.base import Backbone
@@ -109,10 +110,7 @@ def check_concepts(concepts: Sequence[Concept]) -> None:
     """
     if not concepts:
         raise ValueError("concepts must hold at least one concept, got none")
-    names = [name.casefold() for concept in concepts for name in concept.names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"a concept can be erased once, got {', '.join(twice[:5])} twice")
+    check_distinct(concepts)
     for concept in concepts:
         if not concept.pairs("train", 1):
             raise ValueError(

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from PIL import Image
+from torch import Tensor
 
 from expunge.run.digest import canonical, digest, digest_bytes, parse
 from expunge.run.files import check_writable, write_atomically
@@ -17,6 +19,7 @@ from expunge.run.files import check_writable, write_atomically
 Record = dict[str, Any]
 """What is known of a finished unit, of JSON values."""
 _IMAGE = re.compile(r"images/[0-9a-f]{32}\.png")
+_TENSORS = re.compile(r"tensors/[0-9a-f]{32}\.safetensors")
 
 
 class StoreError(ValueError):
@@ -88,7 +91,7 @@ class Store:
         if not whole:
             raise _damaged(path, "its content does not match its name or its digest")
         outdated = made_from is not None and basis != made_from
-        return None if outdated or not self.intact(_images(record)) else record
+        return None if outdated or not self.intact(_files(record)) else record
 
     def put(
         self,
@@ -153,8 +156,43 @@ class Store:
         image.load()
         return image
 
+    def put_tensors(self, tensors: Mapping[str, Tensor]) -> str:
+        """Keep tensors as safetensors, once however often they are put.
+
+        Returns:
+            Their path relative to the folder: `tensors/<SHA-256 of the file, 32 digits>.safetensors`.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        data = safetensors.torch.save(plain)
+        name = f"tensors/{digest_bytes(data)}.safetensors"
+        if not self.intact([name]):
+            self._write(self.folder / name, data)
+        return name
+
+    def tensors(self, path: str) -> dict[str, Tensor]:
+        """Read tensors.
+
+        Args:
+            path: what `put_tensors` returned.
+
+        Raises:
+            StoreError: the file is missing, its content is not what its name says, or the path is
+                none of tensors of the store.
+        """
+        file = self.folder / path
+        if not _TENSORS.fullmatch(path):
+            raise StoreError(f"{path[:80]!r} holds no tensors of a store")
+        data = _read(file)
+        if digest_bytes(data) != file.stem:
+            raise _damaged(file, "its content does not match its name")
+        found: dict[str, Tensor] = safetensors.torch.load(data)
+        return found
+
     def intact(self, paths: Iterable[str]) -> bool:
-        """Whether every image is there and is what its name says.
+        """Whether every file is there and is what its name says.
 
         Raises:
             StoreError: one is there and cannot be read.
@@ -173,13 +211,13 @@ class Store:
             write_atomically(path, write)
 
 
-def _images(value: Any) -> Iterator[str]:
+def _files(value: Any) -> Iterator[str]:
     """Every image of the store that a record names, however deep."""
-    if isinstance(value, str) and _IMAGE.fullmatch(value):
+    if isinstance(value, str) and (_IMAGE.fullmatch(value) or _TENSORS.fullmatch(value)):
         yield value
     elif isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _images(inner)
+            yield from _files(inner)
 
 
 def _read(path: Path) -> bytes:
