@@ -83,12 +83,20 @@ def refuse_fused(network: nn.Module, component: str) -> None:
     Raises:
         ValueError: says how to undo it.
     """
-    if any(getattr(module, "fused_projections", False) for module in network.modules()):
+    if any(map(_computes_fused, network.modules())):
         raise ValueError(
             f"the {component} has fused projections, which would leave the change of single ones "
             f"out: call pipe.{component}.unfuse_qkv_projections() first, or export the erasure as "
             "a merged model and fuse that"
         )
+
+
+def _computes_fused(module: nn.Module) -> bool:
+    """Whether an attention layer uses fused projections; the older class only says it has some."""
+    by_processor = type(module).__name__ == "Attention"
+    if by_processor:
+        return "Fused" in type(getattr(module, "processor", None)).__name__
+    return bool(getattr(module, "fused_projections", False))
 
 
 def forget_compiled(network: nn.Module) -> None:
