@@ -178,7 +178,7 @@ class Erasure:
         for part in self.parts:
             for name, change in part.factors.items():
                 check_layer(layers, name, change)
-        here, made = backbone.weight_hash(self.layers), self.record.get("model_hash")
+        here, made = backbone.content_hash(), self.record.get("model_hash")
         if made and here != made:
             raise ValueError(
                 f"made for other weights: the changed layers hash to {here[:12]} here and to "
@@ -223,7 +223,6 @@ class Erasure:
                 for part in parts
             ]
         first = erasures[0].record
-        layers = {name for part in parts for name in part.factors}
         record: dict[str, Any] = {
             "eraser": "merge",
             "hyperparameters": {},
@@ -232,7 +231,7 @@ class Erasure:
             "architecture": backbone.architecture,
             "denoiser": backbone.denoiser_name,
             "denoiser_config": backbone.denoiser_config,
-            "model_hash": backbone.weight_hash(layers),
+            "model_hash": backbone.content_hash(),
             "versions": first.get("versions"),
         }
         return Erasure(parts, record, joint)

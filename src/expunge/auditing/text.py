@@ -138,7 +138,7 @@ class _Runner:
     ) -> None:
         self.backbone, self.erasure, self.strength = backbone, erasure, strength
         self.judge, self.store, self.sampling = judge, store, sampling
-        self._model = backbone.weight_hash()
+        self._model = backbone.content_hash()
         self._changes = erasure.weights_hash(strength)
 
     @contextlib.contextmanager
@@ -375,7 +375,7 @@ def audit(
         "schema": SCHEMA,
         "target": {
             "model": backbone.name,
-            "model_hash": backbone.weight_hash(),
+            "model_hash": backbone.content_hash(),
             "architecture": backbone.architecture,
             "method": erasure.record["eraser"],
             "concepts": [concept.name for concept in erasure.concepts],

@@ -68,7 +68,6 @@ class Eraser(ABC):
             torch.cuda.reset_peak_memory_stats()
         _check_lengths(backbone, concepts)
         result = self._run(backbone, concepts, folder)
-        layers = {name for part in result.parts for name in part.factors}
         record = {
             "eraser": self.name,
             "hyperparameters": asdict(self),
@@ -77,7 +76,7 @@ class Eraser(ABC):
             "denoiser": backbone.denoiser_name,
             "denoiser_config": backbone.denoiser_config,
             "prediction": backbone.prediction,
-            "model_hash": backbone.weight_hash(layers),
+            "model_hash": backbone.content_hash(),
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "versions": versions(),
             "seconds": round(time.monotonic() - start, 3),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from expunge.backbone.base import Attention, Backbone
+from expunge.backbone.base import Backbone
+from expunge.backbone.layers import Branch
 from expunge.concept import Concept
 from expunge.eraser.finetune import FineTuner, Points
 
@@ -24,7 +25,7 @@ class ESD(FineTuner):
     steps: int = 1000
     lr: float = 1e-4
     batch_size: int = 1
-    attention: Attention = "cross"
+    attention: Branch = "cross"
     preserve: float = 0.0
     negative_guidance: float = 1.0
 

@@ -7,14 +7,17 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from expunge.adapter import Adapter, Factors, LowRank, original
-from expunge.backbone.base import Attention, Backbone
-from expunge.backbone.conditioning import ConditioningAt
+from expunge.backbone.base import Backbone
+from expunge.backbone.guidance import Switch
+from expunge.backbone.layers import Branch
 from expunge.backbone.profile import Sampling
+from expunge.backbone.sampling import steps
 from expunge.closed_form import Targets
 from expunge.concept import Concept
 from expunge.eraser.base import Eraser, Result
@@ -53,7 +56,7 @@ class FineTuner(Eraser):
         lr: AdamW's peak learning rate.
         batch_size: points of the erased concept in a step; as many kept ones are added.
         rank: of the adapter on each projection.
-        attention: which attention is trained: `cross`, `self` or `all`.
+        attention: which layers are trained: `cross`, `self` or `attention` (both).
         trajectories: sampling runs per concept that training points are taken from.
         guidance_scale: of those runs; None for 3 where guidance is classifier-free, and for the
             model's own where it is not.
@@ -66,7 +69,7 @@ class FineTuner(Eraser):
     lr: float = 1e-4
     batch_size: int = 4
     rank: int = 4
-    attention: Attention = "all"
+    attention: Branch = "attention"
     trajectories: int = 32
     guidance_scale: float | None = None
     resolution: int | None = None
@@ -140,16 +143,16 @@ class FineTuner(Eraser):
         latents, levels, owners = [], [], []
         for start in range(0, len(prompts), size):
             part = slice(start, min(start + size, len(prompts)))
-            first = backbone.encode_prompts(prompts[part])
-            second = backbone.encode_prompts(then[part]) if then is not None else first
-            guide: ConditioningAt = lambda u, a=first, b=second: a if u > below else b  # noqa: E731
+            first, second = (
+                backbone.guidance_for(backbone.encode_prompts(texts[part]), sampling.guidance_scale)
+                for texts in (prompts, prompts if then is None else then)
+            )
             seeds = [(self.seed * 1000 + salt) * 100_000 + i for i in range(start, part.stop)]
             noise = backbone.initial_noise(seeds, sampling)
-            for level, state in backbone.trajectory(guide, noise, sampling):
-                if level > 0:
-                    latents.append(state)
-                    levels.append(torch.full((len(state),), level, dtype=torch.float64))
-                    owners.append(torch.arange(start, part.stop))
+            for step in steps(backbone, noise, Switch(below, first, second), sampling):
+                latents.append(step.latents)
+                levels.append(torch.full((len(noise),), step.level, dtype=torch.float64))
+                owners.append(torch.arange(start, part.stop))
         return torch.cat(latents), torch.cat(levels), torch.cat(owners)
 
     def predictions(
@@ -214,7 +217,7 @@ class FineTuner(Eraser):
                 points.append((self.points(backbone, concept), kept))
                 advance(1, concept.name)
         frozen = Adapter(backbone.denoiser, closed) if closed else None
-        layers = backbone.attention_projections(self.attention)
+        layers = cast("dict[str, nn.Linear]", backbone.select(self.attention))
         adapters = [
             Adapter(
                 backbone.denoiser,
