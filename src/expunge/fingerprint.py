@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from expunge.adapter import find_layers
 from expunge.backbone.base import Backbone
+from expunge.backbone.identity import sketch
 from expunge.erasure import Erasure
 from expunge.hooks import original
 from expunge.run.versions import versions
@@ -31,7 +33,7 @@ def describe(backbone: Backbone, erasure: Erasure) -> Erasure:
             "denoiser": backbone.denoiser_name,
             "prediction": backbone.prediction,
             "loras": backbone.loras,
-            "sketch": backbone.sketch(erasure.layers),
+            "sketch": sketch(find_layers(backbone.networks, erasure.layers)),
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "versions": versions(),
         }

@@ -56,7 +56,7 @@ def test_every_eraser_works_from_end_to_end(
     record = erasure.record
     assert record["eraser"] == type(eraser).__name__
     assert type(eraser)(**record["hyperparameters"]) == eraser
-    editable = {*backbone.attention_projections(), *backbone.prompt_projections()}
+    editable = {*backbone.select("attention"), *backbone.prompt_projections()}
     assert set(erasure.layers) <= editable
     assert max(record["fingerprint"]["layers"].values()) > 0
     assert record["fingerprint"]["predictions"][0]["shift"] > 0
@@ -97,7 +97,7 @@ def test_every_eraser_works_on_every_architecture(
     eraser = ERASERS[name]
     if isinstance(eraser, FineTuner):  # small pictures
         eraser = dataclasses.replace(eraser, trajectories=2, resolution=64)
-    before = backbone.weight_hash()
+    before = backbone.content_hash()
     erasure = eraser.erase(backbone, [cat])
     assert erasure.record["fingerprint"]["predictions"][0]["shift"] > 0
     if name != "esd, kept":
@@ -111,7 +111,7 @@ def test_every_eraser_works_on_every_architecture(
             continue
         report = verify(export(again, tmp_path / kind, kind, pipe), pipe)
         assert report["agree"], (kind, report)
-    assert backbone.weight_hash() == before
+    assert backbone.content_hash() == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -134,7 +134,7 @@ def test_exports_of_a_model_with_a_profile_are_verified(dtype: torch.dtype, tmp_
 def test_what_is_trained_stays_in_float32(pipe: Any, cat: Concept) -> None:
     """Predictions run in bfloat16; an optimiser of bfloat16 averages would forget nothing."""
     backbone = as_backbone(pipe)
-    layers = backbone.attention_projections("cross")
+    layers = backbone.select("cross")
     change = {n: LowRank(torch.zeros(1, x.in_features), torch.zeros(x.out_features, 1))
               for n, x in layers.items()}  # fmt: skip
     adapter = Adapter(backbone.denoiser, {"cat": change}, trainable=True)

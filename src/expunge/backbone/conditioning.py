@@ -17,22 +17,32 @@ class Conditioning:
     Attributes:
         prompt_embeds: token states, (n, tokens, width).
         pooled: pooled states, (n, width), for models that read them.
+        known: the texts behind the rows, empty where only their embeddings are known.
     """
 
     prompt_embeds: Tensor
     pooled: Tensor | None = None
+    known: tuple[str | None, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str | None, ...]:
+        """The text behind each of the n rows, None where it is not known."""
+        return self.known or (None,) * len(self)
 
     def __len__(self) -> int:
         return len(self.prompt_embeds)
 
     def __getitem__(self, index: Any) -> Conditioning:
         pooled = None if self.pooled is None else self.pooled[index]
-        return Conditioning(self.prompt_embeds[index], pooled)
+        rows = torch.arange(len(self))[index].tolist() if self.known else []
+        return Conditioning(
+            self.prompt_embeds[index], pooled, tuple(self.known[row] for row in rows)
+        )
 
     def clone(self) -> Conditioning:
         """The same in memory of its own."""
         pooled = None if self.pooled is None else self.pooled.clone()
-        return Conditioning(self.prompt_embeds.clone(), pooled)
+        return Conditioning(self.prompt_embeds.clone(), pooled, self.known)
 
     @property
     def nbytes(self) -> int:
@@ -48,12 +58,10 @@ class Conditioning:
         """Several one after the other."""
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return Conditioning(
-            torch.cat([part.prompt_embeds for part in parts]), torch.cat(pooled) if pooled else None
+            torch.cat([part.prompt_embeds for part in parts]),
+            torch.cat(pooled) if pooled else None,
+            tuple(text for part in parts for text in part.texts),
         )
-
-
-ConditioningAt = Conditioning | Callable[[float], Conditioning]
-"""What guides a sampling run: the same all along, or chosen by noise level."""
 
 
 @dataclass(frozen=True)

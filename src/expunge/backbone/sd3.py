@@ -26,16 +26,15 @@ class SD3Backbone(FlowBackbone):
         return side, side
 
     @property
-    def _grain(self) -> int:
+    def grain(self) -> int:
         return int(self.pipe.vae_scale_factor * self.pipe.transformer.config.patch_size)
 
     @property
     def max_sequence_length(self) -> int:
         return self.profile.max_sequence_length or 256
 
-    @torch.no_grad()
-    def _encode(self, prompts: Sequence[str]) -> Conditioning:
-        states, _, pooled, _ = self.pipe.encode_prompt(
+    def _encode(self, pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        states, _, pooled, _ = pipe.encode_prompt(
             list(prompts),
             None,
             None,
@@ -43,7 +42,7 @@ class SD3Backbone(FlowBackbone):
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
         )
-        return Conditioning(states.to(self.dtype), pooled.to(self.dtype))
+        return states.to(self.dtype), pooled.to(self.dtype)
 
     def tokens(self, prompts: Sequence[str]) -> list[Tokens]:
         tokenizer = self.pipe.tokenizer

@@ -121,7 +121,7 @@ def _hosts(
 ) -> list[Host]:
     """What the erased model draws when it is asked for what was erased."""
     sampling = backbone.profile.sampling
-    model, hosts = backbone.weight_hash(), []
+    model, hosts = backbone.content_hash(), []
     with (
         changes.erasure.applied(backbone, changes.strength),
         progress_bar("drawing", len(prompts)) as advance,

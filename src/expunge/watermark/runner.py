@@ -197,8 +197,7 @@ def model_of(backbone: Backbone) -> dict[str, Any]:
     return {
         "name": backbone.name,
         "architecture": backbone.architecture,
-        "hash": backbone.weight_hash(),
-        "parts_hash": backbone.parts_hash(),
+        "hash": backbone.content_hash(),
         "sampling": asdict(backbone.profile.sampling),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "precision": backbone.precision,
