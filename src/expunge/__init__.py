@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from expunge.concept import Concept
     from expunge.eraser import ESD, TRACE, UCE
     from expunge.erasure import Erasure
-    from expunge.exports import export
+    from expunge.formats import export
     from expunge.judge.base import Judge
     from expunge.judge.clip import CLIPJudge
     from expunge.verification import verify
@@ -40,7 +40,7 @@ HOMES = {
     "UCE": "expunge.eraser",
     "audit": "expunge.auditing",
     "erase": "expunge.api",
-    "export": "expunge.exports",
+    "export": "expunge.formats",
     "load": "expunge.backbone.load",
     "verify": "expunge.verification",
 }
