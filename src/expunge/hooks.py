@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 _OFF: ContextVar[bool] = ContextVar("changes_off", default=False)
-_INSIDE = ("_orig_mod", "base_layer")
+WRAPPERS = ("_orig_mod", "base_layer")
 """Where `torch.compile` and peft keep the module they wrap."""
 _PLACE = "_expunge_attached"
 """Attribute of a network that holds what is attached to it, so that copies know it as well."""
@@ -48,7 +48,7 @@ def silent() -> bool:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module that `torch.compile` or peft wrapped, or the module itself."""
-    for name in _INSIDE:
+    for name in WRAPPERS:
         inside = module._modules.get(name)
         if inside is not None:
             return unwrapped(inside)
