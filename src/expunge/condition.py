@@ -92,9 +92,7 @@ def original() -> Condition:
 def erased(erasure: Erasure, strength: float | Mapping[str, float] = 1.0) -> Condition:
     """The model with an erasure applied."""
     eraser = erasure.record.get("eraser")
-    return Condition(
-        "erased", "erased", f"with the erasure by {eraser} applied", erasure, strength
-    )
+    return Condition("erased", "erased", f"with the erasure by {eraser} applied", erasure, strength)
 
 
 def guarded(before: Condition, *guards: Guard) -> Condition:

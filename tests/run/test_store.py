@@ -158,7 +158,8 @@ def test_what_json_cannot_express(store: Store, value: object) -> None:
 
 def _whole(**changes: Any) -> bytes:
     record = changes.get("record", {"score": 0.5})
-    kept = {"spec": SPEC, "record": record, "digest": digest({"score": 0.5}), **changes}
+    said = digest([{"score": 0.5}, {}])
+    kept = {"spec": SPEC, "made_from": {}, "record": record, "digest": said, **changes}
     return json.dumps(kept).encode()
 
 
@@ -175,7 +176,8 @@ def _whole(**changes: Any) -> bytes:
         _whole(record={"score": 0.25}),
         _whole(record={"score": float("nan")}),
         _whole(record={"score": 0.5, "more": 1}),
-        _whole(record=[["score", 0.5]], digest=digest([["score", 0.5]])),
+        _whole(made_from={"a": "b"}),
+        _whole(record=7, digest=digest([7, {}])),
         _whole().replace(b"0.5", b"1e999"),
         _whole(digest=None),
     ],
@@ -185,6 +187,19 @@ def test_damaged_record(store: Store, content: bytes) -> None:
     (store.folder / "units" / f"{UNIT}.json").write_bytes(content)
     with pytest.raises(StoreError, match=r"units/\w+\.json is damaged .* delete it"):
         store.get(UNIT)
+
+
+def test_the_file_in_the_test_of_damage_is_good(store: Store) -> None:
+    store.check_writable()
+    (store.folder / "units" / f"{UNIT}.json").write_bytes(_whole())
+    assert store.get(UNIT) == {"score": 0.5}
+
+
+def test_a_unit_made_from_other_records_is_not_done(store: Store) -> None:
+    store.put(SPEC, {"score": 0.5}, {"x": "1"})
+    assert store.get(UNIT) == store.get(UNIT, {"x": "1"}) == {"score": 0.5}
+    assert store.get(UNIT, {"x": "2"}) is None
+    assert store.get(UNIT, {}) is None
 
 
 def test_a_unit_under_another_name_is_damaged(store: Store) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expunge.concept import Concept
+from expunge.concept import Concept, kept_prompts
 from expunge.eraser.base import Eraser, Result
 from expunge.settings import Hold, TokenChoice, check_choice, check_counts
 
@@ -92,7 +92,7 @@ def request(concept: Concept, solver: Solver, settings: Any, **more: Any) -> Req
     ]
     kept: Sequence[str] = concept.neighbours[: settings.preserved]
     if settings.hold == "states":
-        kept = concept.preserved("train", settings.preserved) if settings.preserved else ()
+        kept = kept_prompts([concept], "train", settings.preserved)
     return Request(
         tuple(pairs),
         tuple(names),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expunge.concept import Concept
+from expunge.concept import Concept, kept_prompts
 from expunge.eraser.finetune import FineTuner, Students
 from expunge.lazy import torch
 from expunge.run.objective import Loss, Objective, Step
@@ -61,11 +61,13 @@ class Matcher(FineTuner):
         """Weight of a kept point by noise level, (n,)."""
         return torch.ones_like(levels)
 
-    def kept_points(self, backbone: Backbone, concept: Concept) -> Points:
-        """Other prompts, where the student shall go on as before."""
+    def kept_points(self, backbone: Backbone, concept: Concept, gone: Sequence[Concept]) -> Points:
+        """Other prompts, where the student shall go on as before; they name nothing that goes."""
         from expunge.eraser.points import Points, predictions, walk
 
-        prompts = [*concept.preserved("train", self.trajectories - 1), ""]
+        kept = kept_prompts([concept], "train", self.trajectories - 1)
+        prompts = [text for text in kept if not any(each.mentions(text) for each in gone)]
+        prompts.append("")
         seen = walk(backbone, prompts, self.sampling(backbone), seed=self.seed * 1000 + 1)
         told = seen.told(prompts)
         targets = predictions(backbone, seen.latents, seen.levels, told)
@@ -79,10 +81,10 @@ class Matcher(FineTuner):
         from expunge.hooks import original
         from expunge.run.progress import progress_bar
 
-        lessons = {}
+        lessons, gone = {}, [student.concept for student in students.values()]
         with original(), progress_bar("sampling trajectories", len(students)) as advance:
             for name, student in students.items():
-                kept = self.kept_points(backbone, student.concept) if self.preserve else None
+                kept = self.kept_points(backbone, student.concept, gone) if self.preserve else None
                 lessons[name] = Lesson(self.points(backbone, student.concept), kept)
                 advance(1, name)
         return Matching(self, backbone, lessons)

@@ -23,11 +23,15 @@ class StoreError(ValueError):
     """A file of the store is damaged, or the store cannot be written."""
 
 
+class UnwritableError(StoreError):
+    """Nothing can be kept: the folder cannot be made or written, or the disk is full."""
+
+
 class Store:
     """A folder of finished units: `units/<id>.json`, and `images/<digest>.png` beside them.
 
     A unit's id is the digest of its spec, which names all that determines it; the file holds the
-    spec, the record and the record's digest, so that a changed byte is noticed. Every file is
+    spec, the record and a digest of what it says, so that a changed byte is noticed. Every file is
     written whole or not at all, and writing one twice changes nothing, so a killed run loses at
     most the unit in flight. Put the images of a unit first, its record last.
 
@@ -42,7 +46,7 @@ class Store:
         """Find out before heavy work that nothing can be kept; clear what killed runs left.
 
         Raises:
-            StoreError: the folder cannot be made or written, or the disk is full.
+            UnwritableError: the folder cannot be made or written, or the disk is full.
         """
         with _told():
             for name in ("units", "images"):
@@ -53,16 +57,19 @@ class Store:
 
         Raises:
             ValueError: spec or record hold something that JSON cannot express, NaN included.
-            StoreError: its file is damaged, or cannot be read or written.
+            StoreError: its file is damaged or cannot be read.
+            UnwritableError: its file cannot be written.
         """
         done = self.get(digest(spec, "spec"))
         return self.put(spec, work()) if done is None else done
 
-    def get(self, unit: str) -> Record | None:
+    def get(self, unit: str, made_from: Mapping[str, str] | None = None) -> Record | None:
         """The record of a unit; None when it is not done, or a picture it names is not whole.
 
         Args:
             unit: digest of its spec.
+            made_from: digests of the records it must have been made from, by unit; it is not done
+                where it was made from others. None where that does not matter.
 
         Raises:
             StoreError: its file is damaged or cannot be read.
@@ -72,33 +79,42 @@ class Store:
             return None
         try:
             kept = parse(_read(path))
-            spec, record, said = kept["spec"], dict(kept["record"]), kept["digest"]
-            whole = digest(spec) == unit and digest(record) == said
+            record, basis = dict(kept["record"]), kept["made_from"]
+            whole = digest(kept["spec"]) == unit and digest([record, basis]) == kept["digest"]
         except StoreError:
             raise
         except (ValueError, TypeError, KeyError) as error:
             raise _damaged(path, "no record of a unit") from error
         if not whole:
             raise _damaged(path, "its content does not match its name or its digest")
-        return record if self.intact(_images(record)) else None
+        outdated = made_from is not None and basis != made_from
+        return None if outdated or not self.intact(_images(record)) else record
 
-    def put(self, spec: Mapping[str, Any], record: Mapping[str, Any]) -> Record:
+    def put(
+        self,
+        spec: Mapping[str, Any],
+        record: Mapping[str, Any],
+        made_from: Mapping[str, str] | None = None,
+    ) -> Record:
         """Keep the record of a finished unit, in place of any before it.
 
         Args:
             spec: all that determines the unit, of JSON values.
             record: JSON values; numpy's numbers become plain ones.
+            made_from: digests of the records it was made from, by unit.
 
         Returns:
             The record as it can be read.
 
         Raises:
             ValueError: something that JSON cannot express, NaN included.
-            StoreError: the file cannot be written.
+            UnwritableError: the file cannot be written.
         """
         plain: Record = parse(canonical(record, "record"))
-        kept = {"spec": spec, "record": plain, "digest": digest(plain)}
-        self._write(self._unit(digest(spec, "spec")), canonical(kept))
+        basis = dict(made_from or {})
+        unit = digest(spec, "spec")
+        kept = {"spec": spec, "made_from": basis, "record": plain, "digest": digest([plain, basis])}
+        self._write(self._unit(unit), canonical(kept))
         return plain
 
     def put_image(self, image: Image.Image) -> str:
@@ -108,7 +124,7 @@ class Store:
             Its path relative to the folder: `images/<SHA-256 of the file, 32 digits>.png`.
 
         Raises:
-            StoreError: the file cannot be written.
+            UnwritableError: the file cannot be written.
         """
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
@@ -182,4 +198,4 @@ def _told() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(str(error)) from error
+        raise UnwritableError(str(error)) from error

@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from expunge.backbone.base import Backbone
-from expunge.concept import split_of
 from expunge.miniature.captions import describe, random_scene
 from expunge.miniature.render import SIZE, render
+from expunge.prompts import split_of
 from expunge.run.progress import progress_bar
 from expunge.watermark.scheme.base import Batch
 
