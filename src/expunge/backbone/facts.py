@@ -86,7 +86,8 @@ class Facts(ABC):
         for component, network in self.networks.items():
             for module in network.modules():
                 if hasattr(module, "active_adapters") and hasattr(module, "base_layer"):
-                    found |= {f"{component}/{name}" for name in module.active_adapters}
+                    active: Any = module.active_adapters
+                    found |= {f"{component}/{name}" for name in active}
         return sorted(found)
 
     @property
@@ -127,11 +128,11 @@ class Facts(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The denoiser's precision."""
-        return next(p.dtype for p in self.denoiser.parameters() if p.is_floating_point())
+        return next(p.dtype for p in self.denoiser.parameters() if _computes(p))
 
     def _check_types(self) -> None:
         """Refuse a denoiser half of whose weights were cast: it fails only at the first picture."""
-        found = {p.dtype for p in self.denoiser.parameters() if p.is_floating_point()}
+        found = {p.dtype for p in self.denoiser.parameters() if _computes(p)}
         if len(found) > 1:
             names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
             raise ValueError(
@@ -200,6 +201,12 @@ class Facts(ABC):
     def _usual_sampling(self) -> Sampling:
         """How models of this family are drawn where no profile says better."""
         return Sampling()
+
+
+def _computes(parameter: torch.Tensor) -> bool:
+    """Whether a model computes in the type of a parameter; with layerwise casting it stores others
+    in eight bits."""
+    return parameter.is_floating_point() and parameter.itemsize > 1
 
 
 def fastest(device: torch.device) -> Precision:

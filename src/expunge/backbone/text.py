@@ -64,6 +64,10 @@ class Text(Facts):
     def _tokenizers(self) -> list[tuple[Any, int]]:
         """Each tokenizer behind the token states, and how many tokens its encoder reads."""
 
+    def unreadable(self, name: str) -> bool:
+        """Whether every tokenizer reads a word of a name as its unknown token."""
+        return False
+
     def cut_short(self, prompts: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Prompts no tokenizer reads to their end: how many tokens they have, how many are read."""
         found = {}
