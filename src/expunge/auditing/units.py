@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from expunge.backbone.base import Backbone
 from expunge.backbone.profile import Sampling
 from expunge.concept import Prompt
 from expunge.judge.base import Judge
-from expunge.run.store import Store, unit_id
+from expunge.run.store import Record, Store
 
 
 def drawn(
@@ -48,26 +47,28 @@ def drawn(
         "precision": backbone.precision,
         "dtype": str(backbone.dtype),
     }
-    unit = unit_id(spec)
-    done = store.get(unit)
-    if done is None:
+
+    def work() -> Record:
         pictures = backbone.draw(texts, seeds, sampling)
-        done = {"spec": spec, "images": [store.put_image(picture) for picture in pictures]}
-        store.put(unit, done)
-    return list(done["images"])
+        return {"images": [store.put_image(picture) for picture in pictures]}
+
+    return list(store.once(spec, work)["images"])
 
 
-def judged(
-    store: Store, judge: Judge, images: Sequence[str], concept: str
-) -> Mapping[str, list[Any]]:
+def judged(store: Store, judge: Judge, images: Sequence[str], concept: str) -> Record:
     """Scores for a concept and for being broken, of pictures in the store, or found there."""
-    spec = {"job": "judge", "judge": judge.hash, "concept": concept, "images": list(images)}
-    unit = unit_id(spec)
-    done = store.get(unit)
-    if done is None:
+    spec = {
+        "job": "judge",
+        "judge": judge.hash,
+        "version": judge.version,
+        "concept": concept,
+        "images": list(images),
+    }
+
+    def work() -> Record:
         pictures = [store.image(name) for name in images]
         scores = judge.score(pictures, concept).astype(float)
         broken = judge.broken(pictures).astype(float)
-        done = {"spec": spec, "scores": scores.tolist(), "broken": broken.tolist()}
-        store.put(unit, done)
-    return done
+        return {"scores": scores.tolist(), "broken": broken.tolist()}
+
+    return store.once(spec, work)

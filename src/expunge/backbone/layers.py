@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from expunge import hooks
 from expunge.backbone.conditioning import TextStream
 from expunge.backbone.facts import Facts
+from expunge.settings import Branch
 
-Branch = Literal["cross", "self", "attention", "transformer", "all"]
-"""Layers of a denoiser: attention to text, the picture's to itself, both, all of the transformer
-blocks, all there are."""
 Part = Literal["q", "k", "v", "out"]
 """Projections of attention."""
 

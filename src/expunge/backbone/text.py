@@ -64,6 +64,17 @@ class Text(Facts):
     def _tokenizers(self) -> list[tuple[Any, int]]:
         """Each tokenizer behind the token states, and how many tokens its encoder reads."""
 
+    def unreadable(self, name: str) -> bool:
+        """Whether a name is lost on every tokenizer behind the token states.
+
+        Part of it becomes the unknown token there, the same as for any other such word.
+        """
+        ids = [
+            (tokenizer(name, add_special_tokens=False, verbose=False).input_ids, tokenizer)
+            for tokenizer, _ in self._tokenizers()
+        ]
+        return all(tokenizer.unk_token_id in found for found, tokenizer in ids)
+
     def cut_short(self, prompts: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Prompts no tokenizer reads to their end: how many tokens they have, how many are read."""
         found = {}

@@ -20,8 +20,9 @@ from expunge.backbone.conditioning import (
     token_states,
 )
 from expunge.backbone.facts import PredictionKind
-from expunge.backbone.layers import Branch, Part, check_weight
+from expunge.backbone.layers import Part, check_weight
 from expunge.backbone.profile import Sampling
+from expunge.settings import Branch
 
 _PARTS: dict[str, Part] = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
 _BRANCHES: dict[str, Branch] = {"attn1": "self", "attn2": "cross"}

@@ -12,10 +12,10 @@ import numpy as np
 
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
-from expunge.eraser.base import versions
 from expunge.measure import quality
-from expunge.run.fit import progress_bar
+from expunge.run.progress import progress_bar
 from expunge.run.store import Store
+from expunge.run.versions import versions
 from expunge.watermark import survival
 from expunge.watermark.detection import false_positives, false_positives_zero_bit
 from expunge.watermark.edit.base import Distortion, Edit
@@ -38,7 +38,7 @@ def _joined(records: Sequence[Record]) -> Record:
     joined: Record = {
         key: [value for record in records for value in record[key]]
         for key in first
-        if key not in {"spec", "quality"}
+        if key != "quality"
     }
     joined["quality"] = {
         pair: {

@@ -12,12 +12,13 @@ import torch
 from expunge.auditing.units import drawn, judged
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
-from expunge.concept import Prompt, Split, refuse_minors
+from expunge.concept import Prompt
 from expunge.erasure import Erasure
 from expunge.judge.base import Judge
 from expunge.judge.choose import default_judge
 from expunge.measure.rates import Paired
-from expunge.run.fit import progress_bar
+from expunge.prompts import Split
+from expunge.run.progress import progress_bar
 from expunge.run.store import Store
 from expunge.watermark.benchmark import check, measure
 from expunge.watermark.edit.base import Edit
@@ -111,7 +112,6 @@ def _prompts(erasure: Erasure, judge: Judge, split: Split, count: int) -> list[P
         if not judge.knows(concept.name):
             raise ValueError(f"the judge {judge.name} does not know {concept.name}")
         prompts = concept.prompts("plain", split, count)
-        refuse_minors(concept.kind, (prompt.text for prompt in prompts))
         found += prompts
     return found
 

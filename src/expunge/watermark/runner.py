@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from expunge.backbone.base import Backbone
 from expunge.erasure import Erasure
 from expunge.measure import quality
-from expunge.run.store import Store, unit_id
+from expunge.run.store import Store
 from expunge.watermark.edit.base import Distortion, Edit, Subject
 from expunge.watermark.pictures import HostBatch
 from expunge.watermark.scheme.base import Batch, Bits, Reading, Scheme, seeds_for
@@ -141,15 +140,7 @@ class Runner:
             "whole": self.whole,
             "lpips": quality.lpips_available(),
         }
-        return self._kept(spec, lambda: self._do(marked, edit, kept))
-
-    def _kept(self, spec: dict[str, Any], work: Callable[[], Record]) -> Record:
-        name = unit_id(spec)
-        done = self.store.get(name)
-        if done is None:
-            done = {"spec": spec, **work()}
-            self.store.put(name, done)
-        return done
+        return self.store.once(spec, lambda: self._do(marked, edit, kept))
 
     def _do(self, marked: Marked, edit: Edit, kept: int) -> Record:
         with _changed(self.backbone, self.drawn_by):
@@ -183,7 +174,7 @@ class Runner:
             edited = edit(Subject(batch.pixels, seeds, batch.captions, batch.backbone))
             return _told(scheme.read(edited, self.backbone))
 
-        return self._kept(self._spec("unmarked", scheme, edit, hosts), work)
+        return self.store.once(self._spec("unmarked", scheme, edit, hosts), work)
 
 
 def _told(reading: Reading) -> Record:
