@@ -14,8 +14,6 @@ from expunge.backbone.base import Backbone
 from expunge.backbone.conditioning import (
     Conditioning,
     TextStream,
-    Tokens,
-    padded_tokens,
     pooled_state,
     token_states,
 )
@@ -80,10 +78,6 @@ class UNetBackbone(Backbone):
     def _encode(self, pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         states, _ = pipe.encode_prompt(list(prompts), self.device, 1, False)
         return states.to(self.dtype), None
-
-    def tokens(self, prompts: Sequence[str]) -> list[Tokens]:
-        tokenizer = self.pipe.tokenizer
-        return [padded_tokens(tokenizer, prompts, tokenizer.model_max_length)]
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)]
