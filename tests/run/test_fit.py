@@ -115,6 +115,13 @@ def test_the_callers_random_state_is_left_alone() -> None:
     assert torch.equal(torch.rand(1), wanted)
 
 
+@pytest.mark.parametrize("seed", [-3, 10**30])
+def test_any_integer_is_a_seed(seed: int) -> None:
+    model = _model()
+    players = {"line": Player(model, LR)}
+    fit("line", players, Minimise(lambda step: _error(model, step)), Plan(steps=2), seed=seed)
+
+
 def test_the_average_is_not_the_last_weights() -> None:
     model = _model()
     players = {"line": Player(model, LR)}
