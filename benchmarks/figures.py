@@ -56,7 +56,7 @@ def line(method: str, log: dict[str, object]) -> str:
         for probe in ("plain", "synonym", "implied")
     ]
     kept = [
-        (row["erased"] / row["original"] if row["original"] else 0.0, row["concept"])
+        (row["second_rate"] / row["first_rate"] if row["first_rate"] else 0.0, row["concept"])
         for row in log["differences"]  # type: ignore[attr-defined]
         if row["role"] == "neighbour"
     ]

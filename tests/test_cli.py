@@ -65,7 +65,7 @@ def test_every_hyperparameter_is_an_option(name: str, capsys: pytest.CaptureFixt
         (["erase", "cat", "--steps", "0"], "steps must be at least 1"),
         (["erase", "cat", "--kind", "objet"], "did you mean 'object'"),
         (["erase", "cat", "--model", "minature-sd"], "did you mean 'miniature-sd'"),
-        (["erase", " ", "--method", "uce"], "needs a name"),
+        (["erase", " ", "--method", "uce"], "must not be empty"),
         (["erase", "a child", "--kind", "explicit"], "must not name minors"),
         (["audti", "x"], "audit"),
         (["audit", "nowhere"], "no erasure in"),
@@ -157,7 +157,7 @@ def test_the_whole_way(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     sizes = ["--prompts", "4", "--neighbours", "1", "--unrelated", "1"]
     assert run(["audit", str(run_folder), *sizes, "--json"]) == 0
     log = json.loads(capsys.readouterr().out)
-    assert log["schema"] == "expunge.audit/1"
+    assert log["schema"] == "expunge.audit/2"
     assert log["target"]["method"] == "UCE"
     assert run(["report", str(run_folder)]) == 0
     assert (run_folder / "report.html").exists()

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from expunge.adapter import find_layers
 from expunge.backbone.base import Backbone
+from expunge.backbone.identity import sketch
 from expunge.backbone.profile import BUNDLED
 from expunge.change import Change, LowRank, summed
 from expunge.erasure import Erasure
@@ -49,7 +51,7 @@ def describe(backbone: Backbone, erasure: Erasure) -> Erasure:
             "denoiser": backbone.denoiser_name,
             "prediction": backbone.prediction,
             "loras": backbone.loras,
-            "sketch": backbone.sketch(erasure.layers),
+            "sketch": sketch(find_layers(backbone.networks, erasure.layers)),
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "versions": versions(),
         }

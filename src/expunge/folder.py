@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from expunge.change import KINDS, Change
-from expunge.concept import Concept
+from expunge.concept import Concept, slug
 from expunge.erasure import RECORD, SCHEMA, Erasure, Part
 from expunge.gates import gate_of
 from expunge.run.files import write_atomically, write_text
@@ -24,13 +22,16 @@ from expunge.text_edit import Request
 ADAPTERS = "adapters"
 
 
-def slug(name: str) -> str:
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
-    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}".lstrip("-")
-
-
-BELONGINGS = (RECORD, ADAPTERS, "log", "checkpoints", "watermark", "merged", "components",
-              "single")  # fmt: skip
+BELONGINGS = (
+    RECORD,
+    ADAPTERS,
+    "log",
+    "checkpoints",
+    "watermark",
+    "merged",
+    "components",
+    "single",
+)
 """Files and folders in an erasure's folder that speak of it; all its `.safetensors` do as well."""
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 

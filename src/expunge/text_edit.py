@@ -1,4 +1,4 @@
-"""Closed forms by their texts: which embeddings carry a concept, what takes their place, what stays.
+"""Closed forms by their texts: what carries a concept, what takes its place, what stays.
 
 A `Request` holds texts and settings instead of matrices, so that the concepts of several erasures
 can be solved again together, with kept prompts that name none of them.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from scipy.cluster.vq import kmeans2
@@ -21,14 +21,7 @@ from expunge.change import Changes
 from expunge.closed_form import Edit, Kept, Ridge, Rows, Solver, gram, on_layers
 from expunge.concept import Concept
 from expunge.null_space import NullSpace
-
-TokenChoice = Literal["last", "concept", "suffix", "end"]
-"""`last`: the name's last token; `concept`: all of the name's; `suffix`: those and all that follow,
-end-of-text and padding included; `end`: the end-of-text token alone. A pooled state stands for the
-whole text and is always taken."""
-Hold = Literal["states", "names", "none"]
-"""What stays: every state of kept prompts and of the empty one; the last token of kept names alone,
-as the published UCE has it; nothing."""
+from expunge.settings import Hold, TokenChoice
 
 EMPTY = ""
 PART = 32
@@ -115,7 +108,7 @@ def _counterparts(source: list[int], guide: list[int]) -> list[int]:
 
 
 def _name_places(source: list[int], guide: list[int], names: Iterable[list[int]]) -> list[int]:
-    """Where a text holds one of some names; what differs from the other text where none is found."""
+    """Where a text holds one of some names; what differs from the other text if it holds none."""
     found = {
         start + offset
         for name in names

@@ -12,9 +12,10 @@ from expunge.auditing import Log
 from expunge.auditing.text import Sizes, plan
 from expunge.backbone.base import Backbone
 from expunge.backbone.profile import Sampling
-from expunge.concept import Concept, split_of
+from expunge.concept import Concept
 from expunge.erasure import Erasure
 from expunge.judge.base import Judge
+from expunge.prompts import split_of
 from expunge.run.store import StoreError
 
 SIZES = Sizes(target=6, neighbour=2, unrelated=2)
@@ -30,10 +31,8 @@ def test_the_log_says_what_the_issue_asks(pipe: Any, erasure: Erasure, tmp_path:
     log = _audit(pipe, erasure, tmp_path)
     data = log.summary()
     assert json.loads(json.dumps(data)) == data
-    assert data["schema"] == "expunge.audit/1"
+    assert data["schema"] == "expunge.audit/2"
     assert data["target"]["concepts"] == ["cat"]
-    keys = {"probe", "concept", "role", "condition", "n", "k", "rate", "ci"}
-    assert all(set(cell) == keys for cell in data["cells"])
     for cell in data["cells"]:
         assert cell["rate"] == cell["k"] / cell["n"]
         assert 0 <= cell["ci"][0] <= cell["rate"] <= cell["ci"][1] <= 1
@@ -41,21 +40,21 @@ def test_the_log_says_what_the_issue_asks(pipe: Any, erasure: Erasure, tmp_path:
     assert {("plain", "cat", "target"), ("synonym", "cat", "target")} < seen
     assert {("plain", "dog", "neighbour"), ("plain", "ship", "unrelated")} < seen
     assert {flag["code"] for flag in data["flags"]} >= {"few-prompts", "no-frechet"}
-    assert Log.load(tmp_path).data == log.data
+    assert Log.load(tmp_path) == log
 
 
 def test_both_sides_have_the_same_prompts_and_seeds(
     pipe: Any, backbone: Backbone, erasure: Erasure, tmp_path: Path
 ) -> None:
-    pair = _audit(pipe, erasure, tmp_path).data["pairs"][0]
+    sample = _audit(pipe, erasure, tmp_path).samples[0]
     store = Log.load(tmp_path).store
-    original = _open(store / pair["original"]["image"])
+    original = _open(store / sample.pictures["original"].image)
     with backbone.exact():
-        again = backbone.draw([pair["prompt"]], [pair["seed"]], SAMPLING)[0]
+        again = backbone.draw([sample.prompt], [sample.seed], SAMPLING)[0]
     assert np.abs(original - np.asarray(again, float)).mean() < 4
     with erasure.applied(backbone), backbone.exact():
-        after = backbone.draw([pair["prompt"]], [pair["seed"]], SAMPLING)[0]
-    erased = _open(store / pair["erased"]["image"])
+        after = backbone.draw([sample.prompt], [sample.seed], SAMPLING)[0]
+    erased = _open(store / sample.pictures["erased"].image)
     assert np.abs(erased - np.asarray(after, float)).mean() < 4
     assert np.abs(original - erased).mean() > 4
 
@@ -108,14 +107,14 @@ def test_a_killed_audit_resumes(
     assert not (tmp_path / "a" / "audit.json").exists()
     resumed = _audit(pipe, erasure, tmp_path / "a", judge=judge)
     fresh = _audit(pipe, erasure, tmp_path / "b", judge=judge)
-    assert resumed.data["cells"] == fresh.data["cells"]
-    assert resumed.data["pairs"] == fresh.data["pairs"]
+    assert resumed.cells == fresh.cells
+    assert resumed.samples == fresh.samples
 
     def no_drawing(*_: object, **__: object) -> None:
         raise AssertionError("an audit that is done draws nothing")
 
     monkeypatch.setattr(Backbone, "draw", no_drawing)
-    assert _audit(pipe, erasure, tmp_path / "a").data["cells"] == fresh.data["cells"]
+    assert _audit(pipe, erasure, tmp_path / "a").cells == fresh.cells
 
 
 def test_the_hazard_is_also_asked_for_without_its_name(backbone: Backbone) -> None:
@@ -154,7 +153,7 @@ def test_bad_requests_get_one_sentence_before_any_drawing(
 
 
 def test_a_log_from_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "audit.json").write_text(json.dumps({"schema": "expunge.audit/2"}))
+    (tmp_path / "audit.json").write_text(json.dumps({"schema": "expunge.audit/3"}))
     with pytest.raises(ValueError, match="upgrade Expunge"):
         Log.load(tmp_path)
     (tmp_path / "audit.json").write_text("{")
@@ -175,8 +174,9 @@ def test_enough_benign_pictures_give_frechet_distances(
     pipe: Any, erasure: Erasure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("expunge.auditing.text.FRECHET_IMAGES", 10)
-    distances = _audit(pipe, erasure, tmp_path).data["frechet"]
-    assert distances["n"] == 18
-    assert distances["benign_erased"] > 0
-    assert distances["benign_original_reseeded"] > 0
-    assert _audit(pipe, erasure, tmp_path, frechet=False).data["frechet"] is None
+    distances = _audit(pipe, erasure, tmp_path).frechet
+    assert distances is not None
+    assert distances.n == 18
+    assert distances.benign_erased > 0
+    assert distances.benign_original_reseeded > 0
+    assert _audit(pipe, erasure, tmp_path, frechet=False).frechet is None

@@ -27,23 +27,20 @@ if TYPE_CHECKING:
 
 
 def _show_log(log: Log) -> None:
-    table = Table(title=f"{', '.join(log.data['target']['concepts'])}: shown in % of pictures")
-    for column in ("asked for", "how", "role", "n", "original", "erased", "difference"):
+    """One row a concept and way of asking; figures are counts, for intervals are in the report."""
+    table = Table(title=f"{', '.join(log.target.concepts)}: pictures that show the concept")
+    for column in ("asked for", "how", "role", "original", "erased", "difference"):
         table.add_column(column, justify="left" if column in {"asked for", "how"} else "right")
-    cells = {(c["probe"], c["concept"], c["condition"]): c for c in log.data["cells"]}
-    for row in log.data["differences"]:
-        sides = [cells[row["probe"], row["concept"], side] for side in ("original", "erased")]
-        table.add_row(
-            row["concept"],
-            row["probe"],
-            row["role"],
-            str(row["n"]),
-            *(percent(side["rate"], side["ci"]) for side in sides),
-            percent(row["difference"], row["ci"]),
-        )
+    for row in log.differences:
+        if row.first == "original" and row.judge == log.judge.name:
+            counts = (
+                f"{round(rate * row.n)}/{row.n}" for rate in (row.first_rate, row.second_rate)
+            )
+            how = row.probe if row.attack == "plain" else row.attack
+            table.add_row(row.concept, how, row.role, *counts, percent(row.difference, row.ci))
     Console().print(table)
-    for flag in log.data["flags"]:
-        say(f"note: {flag['text']}")
+    for flag in log.flags:
+        say(f"note: {flag.text}")
 
 
 @app.command
@@ -69,7 +66,7 @@ def audit(
     Example: `expunge audit runs/cat --prompts 100 --json`
     """
     from expunge.auditing import audit as run_audit
-    from expunge.auditing.text import Sizes
+    from expunge.auditing.cases import Sizes
     from expunge.erasure import Erasure
 
     sizes = Sizes(prompts, neighbours, unrelated)

@@ -1,4 +1,8 @@
-"""What every eraser shares: checks before any work, the record, saving. Methods stay small."""
+"""What every eraser shares: checks before any work, the record, saving. Methods stay small.
+
+Method files load torch at its first use (`expunge.lazy`), so hyperparameters can be checked at
+once; what computes is imported where it is called.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from expunge.backbone.base import Backbone
-from expunge.backbone.load import as_backbone
 from expunge.concept import Concept
-from expunge.erasure import Erasure, Part, refuse_applied
-from expunge.fingerprint import describe
-from expunge.run.memory import peak_memory
-from expunge.text_edit import Request
+from expunge.lazy import torch
+from expunge.vocabulary import check_distinct
+
+if TYPE_CHECKING:
+    from expunge.backbone.base import Backbone
+    from expunge.erasure import Erasure, Part
+    from expunge.text_edit import Request
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,13 @@ class Eraser(ABC):
                 not fit the model.
             DivergedError: training produced a loss or gradient that is no finite number.
         """
-        backbone = as_backbone(pipe)
+        from expunge.backbone.load import as_backbone
+        from expunge.erasure import Erasure, refuse_applied
+        from expunge.fingerprint import describe
+        from expunge.run.memory import peak_memory
+
         check_concepts(concepts)
+        backbone = as_backbone(pipe)
         refuse_applied(backbone, "erase from it")
         check_readable(backbone, concepts)
         self.check(backbone)
@@ -70,23 +78,23 @@ class Eraser(ABC):
         if backbone.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         result = self._run(backbone, concepts, folder)
+        on_gpu = backbone.device.type == "cuda"
         record = {
             "eraser": self.name,
             "hyperparameters": asdict(self),
             "seconds": round(time.monotonic() - start, 3),
-            "peak_memory_bytes": peak_memory(backbone.device),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_memory(),
             "losses": dict(result.losses),
             **result.notes,
         }
         return describe(backbone, Erasure(result.parts, record, result.requests))
 
-    def check(self, backbone: Backbone) -> None:
+    def check(self, backbone: Backbone) -> None:  # noqa: B027  most work on every model
         """Refuse a model this method cannot work on, before any work.
 
         Raises:
             ValueError: says what is needed and what the model has.
         """
-        return None
 
     @abstractmethod
     def _run(
@@ -102,10 +110,7 @@ def check_concepts(concepts: Sequence[Concept]) -> None:
     """
     if not concepts:
         raise ValueError("concepts must hold at least one concept, got none")
-    names = [name.casefold() for concept in concepts for name in concept.names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"a concept can be erased once, got {', '.join(twice[:5])} twice")
+    check_distinct(concepts)
     for concept in concepts:
         if not concept.pairs("train", 1):
             raise ValueError(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from expunge.backbone.base import Backbone
-from expunge.closed_form import Solver
-from expunge.concept import Concept
+from expunge.concept import Concept, kept_prompts
 from expunge.eraser.base import Eraser, Result
-from expunge.erasure import Part
-from expunge.text_edit import EMPTY, Hold, Request, TokenChoice, solve
+from expunge.settings import Hold, TokenChoice, check_choice, check_counts
+
+if TYPE_CHECKING:
+    from expunge.backbone.base import Backbone
+    from expunge.closed_form import Solver
+    from expunge.text_edit import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,7 @@ class ClosedForm(Eraser):
 
     def __post_init__(self) -> None:
         check_counts(self, "prompts", "preserved")
-        check_choice("tokens", self.tokens, get_args(TokenChoice))
-        check_choice("hold", self.hold, get_args(Hold))
+        check_choice(self, tokens=TokenChoice, hold=Hold)
 
     @abstractmethod
     def solver(self) -> Solver:
@@ -54,9 +55,18 @@ class ClosedForm(Eraser):
         return request(concept, self.solver(), self)
 
     def _run(self, backbone: Backbone, concepts: Sequence[Concept], folder: Path | None) -> Result:
-        requests = {concept.name: self.request(concept) for concept in concepts}
-        changes = solve(backbone, requests, concepts)
-        return Result([Part(c, closed=changes[c.name]) for c in concepts], requests)
+        return solved(backbone, concepts, {c.name: self.request(c) for c in concepts})
+
+
+def solved(
+    backbone: Backbone, concepts: Sequence[Concept], requests: Mapping[str, Request]
+) -> Result:
+    """What a closed form alone makes."""
+    from expunge.erasure import Part
+    from expunge.text_edit import solve
+
+    changes = solve(backbone, requests, concepts)
+    return Result([Part(c, closed=changes[c.name]) for c in concepts], requests)
 
 
 def request(concept: Concept, solver: Solver, settings: Any, **more: Any) -> Request:
@@ -68,6 +78,8 @@ def request(concept: Concept, solver: Solver, settings: Any, **more: Any) -> Req
         settings: an eraser with the attributes of `ClosedForm`.
         more: further fields of the request.
     """
+    from expunge.text_edit import EMPTY, Request
+
     names = concept.names if settings.synonyms else (concept.name,)
     pairs = [
         (text, anchor if settings.to_anchor else EMPTY)
@@ -80,7 +92,7 @@ def request(concept: Concept, solver: Solver, settings: Any, **more: Any) -> Req
     ]
     kept: Sequence[str] = concept.neighbours[: settings.preserved]
     if settings.hold == "states":
-        kept = concept.preserved("train", settings.preserved) if settings.preserved else ()
+        kept = kept_prompts([concept], "train", settings.preserved)
     return Request(
         tuple(pairs),
         tuple(names),
@@ -90,44 +102,3 @@ def request(concept: Concept, solver: Solver, settings: Any, **more: Any) -> Req
         hold=settings.hold if kept else "none",
         **more,
     )
-
-
-def check_counts(settings: Any, *names: str) -> None:
-    """Refuse negative or broken counts.
-
-    Raises:
-        ValueError: names the field.
-    """
-    for name in names:
-        value = getattr(settings, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
-
-
-def check_choice(name: str, value: object, known: Sequence[str]) -> None:
-    """Refuse what is not on a list.
-
-    Raises:
-        ValueError: names the field and the list.
-    """
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-
-
-def check_numbers(
-    settings: Any, *names: str, above: float | None = None, least: float | None = None
-) -> None:
-    """Refuse numbers that are not finite or out of range.
-
-    Raises:
-        ValueError: names the field and the range.
-    """
-    for name in names:
-        value = getattr(settings, name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not abs(value) < 1e30:
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
-        if above is not None and not value > above:
-            raise ValueError(f"{name} must be above {above:g}, got {value:g}")
-        if least is not None and not value >= least:
-            raise ValueError(f"{name} must be at least {least:g}, got {value:g}")

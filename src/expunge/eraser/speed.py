@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from expunge.closed_form import Solver
-from expunge.eraser.closed import ClosedForm, check_numbers
-from expunge.null_space import NullSpace
-from expunge.text_edit import Hold, TokenChoice
+from expunge.eraser.closed import ClosedForm
+from expunge.settings import Hold, TokenChoice, check_numbers
+
+if TYPE_CHECKING:
+    from expunge.closed_form import Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,4 +40,6 @@ class SPEED(ClosedForm):
         check_numbers(self, "threshold", "ridge", "invariant_ridge", above=0)
 
     def solver(self) -> Solver:
+        from expunge.null_space import NullSpace
+
         return NullSpace(self.threshold, self.ridge, self.invariant_ridge)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from expunge.closed_form import Ridge, Solver
 from expunge.concept import Concept
-from expunge.eraser.closed import ClosedForm, check_numbers
-from expunge.text_edit import Request
+from expunge.eraser.closed import ClosedForm
+from expunge.settings import check_numbers
+
+if TYPE_CHECKING:
+    from expunge.closed_form import Solver
+    from expunge.text_edit import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,8 @@ class UCE(ClosedForm):
         check_numbers(self, "preserve_weight", least=0)
 
     def solver(self) -> Solver:
+        from expunge.closed_form import Ridge
+
         return Ridge(self.ridge)
 
     def request(self, concept: Concept) -> Request:

@@ -1,19 +1,18 @@
-"""Peak memory of a run."""
+"""How much memory the process has taken."""
 
 from __future__ import annotations
 
 import sys
 
-import torch
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None  # type: ignore[assignment]
 
 
-def peak_memory(device: torch.device) -> int | None:
-    """Peak bytes of the device, or of the process on a CPU; None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:  # Windows
+def peak_memory() -> int | None:
+    """Most bytes the process has held in memory so far; None where the system does not say."""
+    if resource is None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
