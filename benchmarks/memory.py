@@ -272,7 +272,7 @@ def weights(backbone: Backbone) -> int:
 
 
 def fresh(backbone: Backbone) -> dict[str, LowRank]:
-    layers = backbone.attention_projections("all")
+    layers = backbone.select("attention")
     device = backbone.device
     return {
         name: LowRank(
@@ -378,7 +378,7 @@ def planned(name: str) -> dict[str, Any]:
     """What one published model takes."""
     pipe = pipeline(name, full=True)
     backbone = as_backbone(pipe)
-    layers = backbone.attention_projections("all").values()
+    layers = backbone.select("attention").values()
     adapters = sum(RANK * (layer.in_features + layer.out_features) for layer in layers)
     side, tokens = SIZES[name]
     config = backbone.denoiser_config
@@ -428,7 +428,7 @@ def measured(name: str, second_copy: bool) -> dict[str, Any]:
     backbone.precision = "own"  # a cast of all the weights would pass for activations
     few = replace(backbone.profile.sampling, num_inference_steps=4, height=128, width=128)
     backbone.profile = replace(backbone.profile, sampling=few, max_sequence_length=64)
-    eraser = ESD(steps=3, trajectories=4, preserve=1.0, attention="all", rank=RANK)
+    eraser = ESD(steps=3, trajectories=4, preserve=1.0, attention="attention", rank=RANK)
     concept = Concept("cat", anchor="dog", templates=("a [photo|picture|drawing|view] of a {}",))
     found = {"weights": weights(backbone), **one_batch(backbone)}
     found["optimiser"] = 2 * found["adapters"]  # AdamW's moments; gradients are in the batch

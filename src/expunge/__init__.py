@@ -4,7 +4,7 @@
 import expunge
 
 pipe = expunge.load("miniature-sd")
-erasure = expunge.erase(pipe, "cat", expunge.TRACE())
+erasure = expunge.erase(pipe, "cat", "trace")
 log = expunge.audit(pipe, erasure)
 log.report("report.html")
 ```
@@ -14,61 +14,56 @@ Everything is found on first use: importing this package imports neither torch n
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from expunge.api import erase
-    from expunge.auditing import Log, audit
-    from expunge.backbone.load import load
-    from expunge.concept import Concept
-    from expunge.eraser import ESD, TRACE, UCE
-    from expunge.erasure import Erasure
-    from expunge.exports import export
-    from expunge.judge.base import Judge
-    from expunge.judge.clip import CLIPJudge
-    from expunge.verification import verify
+from expunge import names as _names
 
-HOMES = {
+if TYPE_CHECKING:
+    from expunge.api import erase as erase
+    from expunge.auditing import Log as Log
+    from expunge.auditing import audit as audit  # type: ignore[no-redef]
+    from expunge.auditing.cases import Sizes as Sizes
+    from expunge.backbone.load import load as load
+    from expunge.backbone.profile import Sampling as Sampling
+    from expunge.concept import Concept as Concept
+    from expunge.erasure import Erasure as Erasure
+    from expunge.formats import export as export  # type: ignore[no-redef]
+    from expunge.judge.base import Judge as Judge
+    from expunge.judge.clip import CLIPJudge as CLIPJudge
+    from expunge.verification import verify as verify
+
+_HOMES = {
     "CLIPJudge": "expunge.judge.clip",
     "Concept": "expunge.concept",
-    "ESD": "expunge.eraser",
     "Erasure": "expunge.erasure",
     "Judge": "expunge.judge.base",
     "Log": "expunge.auditing",
-    "TRACE": "expunge.eraser",
-    "UCE": "expunge.eraser",
+    "Sampling": "expunge.backbone.profile",
+    "Sizes": "expunge.auditing.cases",
     "audit": "expunge.auditing",
     "erase": "expunge.api",
-    "export": "expunge.exports",
+    "export": "expunge.formats",
     "load": "expunge.backbone.load",
     "verify": "expunge.verification",
+    # Methods are public by their class's name: expunge.UCE.
+    **{
+        attribute: module
+        for table in (_names.ERASERS, _names.ATTACKS, _names.GUARDS)
+        for module, _, attribute in (home.partition(":") for home in table.values())
+    },
 }
-"""Where each public name lives. What lives in `expunge.eraser` is also a method of the CLI."""
 
-__all__ = [
-    "ESD",
-    "TRACE",
-    "UCE",
-    "CLIPJudge",
-    "Concept",
-    "Erasure",
-    "Judge",
-    "Log",
-    "audit",
-    "erase",
-    "export",
-    "load",
-    "verify",
-]
+__all__ = sorted(_HOMES)
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name not in HOMES:
+    if name not in _HOMES:
         raise AttributeError(f"module 'expunge' has no attribute {name!r}")
-    return getattr(importlib.import_module(HOMES[name]), name)
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *HOMES])
+    return [*__all__, "__version__"]

@@ -1,4 +1,4 @@
-"""The artefact: what an eraser makes, and what a user applies, dials, removes, merges and saves."""
+"""The artefact: what an eraser makes, and what a user applies, removes, merges and saves."""
 
 from __future__ import annotations
 
@@ -6,34 +6,26 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import re
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from expunge.adapter import Adapter, Factors, LowRank, add, check_layer
+from expunge import hooks
+from expunge.adapter import Adapter, applied_to, check_layer, find_layers
 from expunge.backbone.base import Backbone
+from expunge.backbone.identity import SAME_WEIGHTS, sketch, sketch_distance
 from expunge.backbone.load import as_backbone
-from expunge.closed_form import Targets, solve
+from expunge.change import Change, Changes, together
 from expunge.concept import Concept
-from expunge.run.files import write_atomically, write_text
+from expunge.gate import Gate
+from expunge.text_edit import Request, solve
 
-SCHEMA = "expunge.erasure/1"
+SCHEMA = "expunge.erasure/2"
 RECORD = "erasure.json"
-ADAPTERS = "adapters"
-TARGETS = "closed_form.safetensors"
-
-
-def slug(name: str) -> str:
-    """A name fit for files and adapters: `[a-z0-9-]` and a short hash."""
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
-    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}".lstrip("-")
 
 
 @dataclass(frozen=True)
@@ -42,34 +34,48 @@ class Part:
 
     Attributes:
         concept: what goes.
-        closed: exact low-rank changes from a closed form, if any.
+        closed: exact changes from a closed form, if any.
         tuned: changes that were trained, if any.
+        gate: what their strength depends on, None for nothing.
     """
 
     concept: Concept
-    closed: Factors = field(default_factory=dict)
-    tuned: Factors = field(default_factory=dict)
+    closed: Changes = field(default_factory=dict)
+    tuned: Changes = field(default_factory=dict)
+    gate: Gate | None = None
 
-    @property
-    def factors(self) -> dict[str, LowRank]:
+    def by_place(self) -> dict[str, list[Change]]:
         """Everything this part adds to the model."""
-        return add([self.closed, self.tuned])
+        return together([self.closed, self.tuned])
+
+
+class _Felt:
+    """Watches a pipeline's steps: at the first whole one, all that is applied must have run."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        self.networks = networks
+
+    def __call__(self, taken: hooks.StepTaken) -> None:
+        for network in self.networks:
+            if taken.first:
+                hooks.step_done(network)
+            hooks.step_begun(network)
 
 
 class Erasure:
-    """Concepts erased from one model, as low-rank changes that leave its weights alone.
+    """Concepts erased from one model, as changes that leave its weights alone.
 
     Attributes:
         parts: one a concept, in the order they were asked for.
         record: how it was made: schema, eraser, hyperparameters, base model, seeds, losses.
-        targets: what a closed form solved, by text stream, kept so that `merge` can solve again.
+        requests: what a closed form was asked for, by concept, so that `merge` can solve again.
     """
 
     def __init__(
         self,
         parts: Sequence[Part],
         record: Mapping[str, Any],
-        targets: Mapping[str, Targets] | None = None,
+        requests: Mapping[str, Request] | None = None,
     ) -> None:
         if not parts:
             raise ValueError("an erasure needs at least one concept, got none")
@@ -77,37 +83,63 @@ class Erasure:
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"a concept can be erased once, got {sorted(twice)} twice")
-        self.parts, self.targets = tuple(parts), dict(targets or {})
+        self.parts, self.requests = tuple(parts), dict(requests or {})
+        for place, changes in self.by_place().items():
+            if not all(change.finite for change in changes):
+                raise ValueError(f"the change of {place} holds NaN or infinity: it erases nothing")
         self.record = {
             **record,
             "schema": SCHEMA,
             "concepts": [part.concept.to_dict() for part in parts],
         }
-        self._applied: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        eraser, model = self.record.get("eraser"), self.record.get("model")
+        names = ", ".join(concept.name for concept in self.concepts[:5])
+        more = f" and {len(self.parts) - 5} more" if len(self.parts) > 5 else ""
+        return f"<Erasure of {names}{more} from {model} by {eraser}: {len(self.layers)} layers>"
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
         """What is erased."""
         return tuple(part.concept for part in self.parts)
 
+    def by_place(self) -> dict[str, list[Change]]:
+        """Every change by place: a component of the pipeline, a slash, a layer."""
+        return together([c for part in self.parts for c in (part.closed, part.tuned)])
+
     @property
     def layers(self) -> list[str]:
-        """Names of the changed layers."""
-        return sorted({name for part in self.parts for name in part.factors})
+        """Places of the changed layers."""
+        return sorted(self.by_place())
 
-    def changes(self) -> dict[str, LowRank]:
-        """The low-rank change of every layer at strength 1, fp64."""
-        total = add([part.factors for part in self.parts])
-        return {n: LowRank(c.down.double(), c.up.double()) for n, c in sorted(total.items())}
+    @property
+    def components(self) -> list[str]:
+        """Components of the pipeline that are changed."""
+        return sorted({place.partition("/")[0] for place in self.by_place()})
+
+    @property
+    def gated(self) -> bool:
+        """Whether the strength of some concept depends on the prompt."""
+        return any(part.gate is not None for part in self.parts)
 
     def delta(self) -> dict[str, Tensor]:
-        """The dense change of every layer at strength 1, fp64: as large as the layers are."""
-        return {name: change.delta for name, change in self.changes().items()}
+        """The dense change of every layer's weight at strength 1, fp64: as large as the layers.
+
+        Raises:
+            ValueError: a change is none of a weight.
+        """
+        return {
+            place: _sum([change.delta for change in changes])
+            for place, changes in sorted(self.by_place().items())
+        }
 
     # --- on a pipeline
 
     def apply(self, pipe: Any, strength: float | Mapping[str, float] = 1.0) -> None:
         """Hook the changes into a pipeline, which draws without the concepts until `remove`.
+
+        At the first step of every run, all changed layers must have run.
 
         Args:
             pipe: a diffusers pipeline or a backbone.
@@ -115,25 +147,35 @@ class Erasure:
 
         Raises:
             ValueError: the erasure is already applied to this pipeline, was made for another
-                architecture or for other weights, or has no such concept.
+                architecture or for other weights, has no such concept, or its layers cannot be
+                reached (fused projections); a strength that is no finite number.
         """
         backbone = as_backbone(pipe)
-        if backbone.denoiser in self._applied:
-            raise ValueError("this erasure is already applied here; dial or remove it instead")
-        self.check(backbone)
         strengths = self._strengths(strength)
-        slices = {part.concept.name: part.factors for part in self.parts}
-        adapter = Adapter(backbone.denoiser, slices)
-        adapter.dial(strengths)
-        self._applied[backbone.denoiser] = adapter
+        self.check(backbone)
+        slices, gates = {}, {}
+        for part in self.parts:
+            for kind, changes in (("closed", part.closed), ("tuned", part.tuned)):
+                if changes:
+                    slices[f"{kind} {part.concept.name}"] = changes
+                    if part.gate is not None:
+                        gates[f"{kind} {part.concept.name}"] = part.gate
+        networks = backbone.networks
+        adapter = Adapter(networks, slices, name=self.id, gates=gates, dtype=backbone.dtype)
+        adapter.set_strength(_by_slice(adapter, strengths))
+        watched = [networks[component] for component in self.components]
+        hooks.watch_steps(backbone.pipe.scheduler, self.id, _Felt(watched))
 
-    def dial(self, pipe: Any, strength: float | Mapping[str, float]) -> None:
+    def set_strength(self, pipe: Any, strength: float | Mapping[str, float]) -> None:
         """Change the strength of what is applied.
 
         Raises:
-            ValueError: the erasure is not applied here, or has no such concept.
+            ValueError: the erasure is not applied here, has no such concept, or a strength is no
+                finite number.
         """
-        self._adapter(pipe).dial(self._strengths(strength))
+        strengths = self._strengths(strength)
+        adapter = self._adapter(as_backbone(pipe))
+        adapter.set_strength(_by_slice(adapter, strengths))
 
     def remove(self, pipe: Any) -> None:
         """Take the changes off again; the model is bit for bit what it was.
@@ -141,8 +183,9 @@ class Erasure:
         Raises:
             ValueError: the erasure is not applied here.
         """
-        self._adapter(pipe).remove()
-        del self._applied[as_backbone(pipe).denoiser]
+        backbone = as_backbone(pipe)
+        self._adapter(backbone).remove(backbone.networks)
+        hooks.unwatch_steps(backbone.pipe.scheduler, self.id)
 
     @contextlib.contextmanager
     def applied(self, pipe: Any, strength: float | Mapping[str, float] = 1.0) -> Iterator[None]:
@@ -153,47 +196,76 @@ class Erasure:
         finally:
             self.remove(pipe)
 
-    def _adapter(self, pipe: Any) -> Adapter:
-        try:
-            return self._applied[as_backbone(pipe).denoiser]
-        except KeyError:
-            raise ValueError("this erasure is not applied here; call apply first") from None
+    def _adapter(self, backbone: Backbone) -> Adapter:
+        for component in self.components:
+            found = applied_to(backbone.networks[component]).get(self.id)
+            if found is not None:
+                return found
+        raise ValueError("this erasure is not applied here; call apply first")
 
     def _strengths(self, strength: float | Mapping[str, float]) -> dict[str, float]:
         names = [concept.name for concept in self.concepts]
-        if not isinstance(strength, Mapping):
-            return dict.fromkeys(names, float(strength))
-        unknown = sorted(set(strength) - set(names))
+        given = strength if isinstance(strength, Mapping) else dict.fromkeys(names, strength)
+        unknown = sorted(set(given) - set(names))
         if unknown:
             raise ValueError(f"this erasure has no concept {unknown}; it has {names}")
-        return {name: float(value) for name, value in strength.items()}
+        for name, value in given.items():
+            if not (isinstance(value, (int, float)) and abs(value) <= MOST_STRENGTH):
+                raise ValueError(
+                    f"strength must be a number between -{MOST_STRENGTH:g} and {MOST_STRENGTH:g}, "
+                    f"got {value!r} for {name}"
+                )
+        return {name: float(value) for name, value in given.items()}
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a model this erasure was not made for.
 
         Raises:
-            ValueError: another architecture, or other weights in the changed layers.
+            ValueError: another architecture, other weights in the changed layers, or a LoRA that
+                was loaded when it was made is not.
         """
-        layers = dict(backbone.denoiser.named_modules())
-        for part in self.parts:
-            for name, change in part.factors.items():
-                check_layer(layers, name, change)
-        here, made = backbone.weight_hash(self.layers), self.record.get("model_hash")
-        if made and here != made:
+        by_place = self.by_place()
+        for place, module in find_layers(backbone.networks, by_place).items():
+            for change in by_place[place]:
+                check_layer(place, module, change)
+        self._check_weights(backbone)
+        wanted, here = self.record.get("loras", []), backbone.loras
+        if sorted(wanted) != sorted(here):
             raise ValueError(
-                f"made for other weights: the changed layers hash to {here[:12]} here and to "
-                f"{made[:12]} in {self.record.get('model', 'the base model')}"
+                f"made with the LoRAs {wanted or 'none'} loaded, and {here or 'none'} are active "
+                "here; load or disable them first"
             )
 
-    def weights_hash(self, strength: float | Mapping[str, float] = 1.0) -> str:
-        """SHA-256 of the changes and of the strength they are applied with."""
-        digest = hashlib.sha256(json.dumps(self._strengths(strength), sort_keys=True).encode())
+    def _check_weights(self, backbone: Backbone) -> None:
+        made = self.record.get("sketch")
+        if not made:
+            return
+        distance = sketch_distance(made, sketch(find_layers(backbone.networks, self.layers)))
+        if distance > SAME_WEIGHTS:
+            raise ValueError(
+                f"made for other weights: the changed layers of {backbone.name} differ by "
+                f"{distance:.1e} from those of {self.record.get('model', 'the base model')}, and "
+                f"casts of one model by at most {SAME_WEIGHTS:.0e}"
+            )
+
+    @cached_property
+    def id(self) -> str:
+        """SHA-256 of all changes, by which hooks, folders and units know this erasure."""
+        digest = hashlib.sha256()
         for part in self.parts:
-            for name, change in sorted(part.factors.items()):
-                digest.update(f"{part.concept.name} {name}".encode())
-                for tensor in (change.down, change.up):
-                    digest.update(tensor.float().contiguous().numpy().tobytes())
+            for kind, changes in (("closed", part.closed), ("tuned", part.tuned)):
+                for place, change in sorted(changes.items()):
+                    digest.update(f"{part.concept.name} {kind} {place} {change.kind}".encode())
+                    for name, tensor in sorted(change.state_dict().items()):
+                        raw = tensor.detach().float().cpu().contiguous().numpy().tobytes()
+                        digest.update(name.encode() + raw)
+            if part.gate is not None:
+                digest.update(json.dumps(part.gate.record(), sort_keys=True).encode())
         return digest.hexdigest()
+
+    def spec(self, strength: float | Mapping[str, float] = 1.0) -> dict[str, Any]:
+        """What names this erasure at a strength, for units of work."""
+        return {"erasure": self.id, "strength": self._strengths(strength)}
 
     # --- several at once
 
@@ -201,172 +273,91 @@ class Erasure:
     def merge(erasures: Sequence[Erasure], pipe: Any) -> Erasure:
         """One erasure of all their concepts.
 
-        Closed forms are solved again, jointly, on the base model: sums of separate solves miss
-        their targets. Trained changes stand side by side.
+        Closed forms are solved again from their texts, jointly, on the base model: sums of separate
+        solves miss their targets. Each keeps its own strength. Trained changes stand side by side.
 
         Raises:
             ValueError: a concept occurs twice, or one was made for another model.
         """
+        from expunge.fingerprint import describe
+
         backbone = as_backbone(pipe)
+        if not erasures:
+            raise ValueError("merge needs at least one erasure, got none")
         for erasure in erasures:
             erasure.check(backbone)
         parts = [part for erasure in erasures for part in erasure.parts]
-        joint = {
-            stream: Targets.join([e.targets[stream] for e in erasures if stream in e.targets])
-            for stream in backbone.text_streams()
-            if any(stream in erasure.targets for erasure in erasures)
-        }
-        if joint:
-            closed = solve_streams(backbone, joint)
+        requests = {name: r for erasure in erasures for name, r in erasure.requests.items()}
+        if requests:
+            closed = solve(backbone, requests, [part.concept for part in parts])
             parts = [
-                dataclasses.replace(part, closed=closed.get(part.concept.name, {}))
+                dataclasses.replace(part, closed=closed.get(part.concept.name, part.closed))
                 for part in parts
             ]
-        first = erasures[0].record
-        layers = {name for part in parts for name in part.factors}
-        record: dict[str, Any] = {
-            "eraser": "merge",
-            "hyperparameters": {},
-            "merged": [erasure.record for erasure in erasures],
-            "model": first.get("model"),
-            "architecture": backbone.architecture,
-            "denoiser": backbone.denoiser_name,
-            "denoiser_config": backbone.denoiser_config,
-            "model_hash": backbone.weight_hash(layers),
-            "versions": first.get("versions"),
-        }
-        return Erasure(parts, record, joint)
+        record = {"eraser": "merge", "hyperparameters": {}, "merged": [e.record for e in erasures]}
+        return describe(backbone, Erasure(parts, record, requests))
 
     # --- on disk
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write the record, every concept's adapter, a LoRA of all of them, and a model card.
 
+        Args:
+            folder: where to.
+            force: clear what belongs to another erasure there.
+
         Raises:
+            ValueError: the folder holds another erasure, and `force` is off.
             OSError: the folder cannot be written.
         """
-        from expunge.exports import model_card, write_lora
+        from expunge.folder import save
 
-        folder = Path(folder)
-        for part in self.parts:
-            _save_part(folder / ADAPTERS / f"{slug(part.concept.name)}.safetensors", part)
-        if self.targets:
-            _save_targets(folder / TARGETS, self.targets)
-        write_lora(self, folder)
-        write_text(folder / "README.md", model_card(self))
-        # The record comes last: a folder that has one is whole.
-        write_text(folder / RECORD, json.dumps(self.record, indent=1) + "\n")
-        return folder
+        return save(self, Path(folder), force=force)
 
     @classmethod
     def load(cls, folder: str | Path) -> Erasure:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: no erasure is there, it is from a newer schema, or a file is damaged.
+            ValueError: no erasure is there, it is from a newer schema, or a file is damaged or was
+                changed since.
         """
-        folder = Path(folder)
-        record = _read_record(folder)
-        parts = []
-        for entry in record["concepts"]:
-            concept = Concept.from_dict(entry)
-            parts.append(
-                _load_part(folder / ADAPTERS / f"{slug(concept.name)}.safetensors", concept)
-            )
-        path = folder / TARGETS
-        if not path.exists():
-            return cls(parts, record)
-        return cls(parts, record, _load_targets(path))
+        from expunge.folder import load
+
+        return load(Path(folder))
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD
-    if not path.is_file():
-        raise ValueError(
-            f"no erasure in {folder}: {RECORD} is missing; make one with expunge erase"
-        )
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError:
-        raise ValueError(f"{path} is damaged: not valid JSON; make the erasure again") from None
-    schema = str(record.get("schema"))
-    if schema != SCHEMA:
-        raise ValueError(
-            f"{path} has schema {schema!r}, this Expunge reads {SCHEMA!r}; "
-            "upgrade Expunge, or make the erasure again"
-        )
-    return record
+MOST_STRENGTH = 100.0
+"""Beyond it numbers overflow in half precision."""
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a file.
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
+    return total
+
+
+def _by_slice(adapter: Adapter, strengths: Mapping[str, float]) -> dict[str, float]:
+    """Strengths of an adapter's slices, from those of concepts."""
+    return {
+        name: strengths[concept]
+        for name in adapter.strengths
+        if (concept := name.partition(" ")[2]) in strengths
+    }
+
+
+def applied_erasures(backbone: Backbone) -> list[str]:
+    """Ids of the erasures that are applied to a model at this moment."""
+    found = {name for network in backbone.networks.values() for name in applied_to(network)}
+    return sorted(found)
+
+
+def refuse_applied(backbone: Backbone, what: str) -> None:
+    """Refuse to start something on a model that carries an erasure.
 
     Raises:
-        ValueError: the file is no safetensors, or is cut short.
+        ValueError: one is applied.
     """
-    if path.suffix in {".ckpt", ".pt", ".pth", ".bin", ".pkl"}:
-        raise ValueError(f"{path.name} is a pickle, which can run code; only safetensors are read")
-    if not path.is_file():
-        raise ValueError(f"no such file: {path}")
-    try:
-        with safe_open(path, "pt") as handle:
-            header = handle.metadata() or {}
-        return load_file(path), header
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error})") from None
-
-
-def _save_part(path: Path, part: Part) -> None:
-    tensors = {}
-    for kind, factors in (("closed", part.closed), ("tuned", part.tuned)):
-        for name, change in factors.items():
-            tensors[f"{kind}.{name}.down"] = change.down.float().contiguous()
-            tensors[f"{kind}.{name}.up"] = change.up.float().contiguous()
-    header = {"concept": json.dumps(part.concept.to_dict())}
-    write_atomically(path, lambda target: save_file(tensors, target, metadata=header))
-
-
-def _load_part(path: Path, concept: Concept) -> Part:
-    tensors, _ = read_safetensors(path)
-    found: dict[str, dict[str, LowRank]] = {"closed": {}, "tuned": {}}
-    for key, down in tensors.items():
-        if key.endswith(".down"):
-            kind, name = key.removesuffix(".down").split(".", 1)
-            found[kind][name] = LowRank(down, tensors[key.removesuffix("down") + "up"])
-    return Part(concept, found["closed"], found["tuned"])
-
-
-def _save_targets(path: Path, targets: Mapping[str, Targets]) -> None:
-    tensors: dict[str, Tensor] = {}
-    headers: dict[str, dict[str, str]] = {}
-    for stream, target in targets.items():
-        own, headers[stream] = target.to_tensors()
-        tensors |= {f"{stream}/{key}": value for key, value in own.items()}
-    header = {"streams": json.dumps(headers)}
-    write_atomically(path, lambda target: save_file(tensors, target, metadata=header))
-
-
-def _load_targets(path: Path) -> dict[str, Targets]:
-    tensors, header = read_safetensors(path)
-    found = {}
-    for stream, own in json.loads(header["streams"]).items():
-        start = f"{stream}/"
-        part = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-        found[stream] = Targets.from_tensors(part, own)
-    return found
-
-
-def solve_streams(
-    backbone: Backbone, targets: Mapping[str, Targets]
-) -> dict[str, dict[str, LowRank]]:
-    """Solve the closed form of every text stream.
-
-    Returns:
-        Concept name -> layer name -> change.
-    """
-    streams = backbone.text_streams()
-    found: dict[str, dict[str, LowRank]] = {}
-    for stream, target in targets.items():
-        for concept, changes in solve(streams[stream].layers, target).items():
-            found.setdefault(concept, {}).update(changes)
-    return found
+    if applied_erasures(backbone):
+        raise ValueError(f"an erasure is applied to this model; remove it before you {what}")

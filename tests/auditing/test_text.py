@@ -12,9 +12,10 @@ from expunge.auditing import Log
 from expunge.auditing.text import Sizes, plan
 from expunge.backbone.base import Backbone
 from expunge.backbone.profile import Sampling
-from expunge.concept import Concept, split_of
+from expunge.concept import Concept
 from expunge.erasure import Erasure
 from expunge.judge.base import Judge
+from expunge.prompts import split_of
 from expunge.run.store import StoreError
 
 SIZES = Sizes(target=6, neighbour=2, unrelated=2)

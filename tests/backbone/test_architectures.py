@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from typing import Any, get_args
+import re
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +13,14 @@ from diffusers import DPMSolverMultistepScheduler, FluxPipeline
 from torch import nn
 
 from expunge.adapter import LowRank
-from expunge.backbone import base
+from expunge.backbone import text
 from expunge.backbone.attention import attention_to, token_places
 from expunge.backbone.base import Backbone
 from expunge.backbone.flux import FluxBackbone, pack, positions, unpack
-from expunge.backbone.inversion import Solver, invert
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import Sampling
+from expunge.backbone.sampling import follow, invert
+from expunge.backbone.solvers import SOLVERS, FixedPoint
 from expunge.layouts import kohya_flux, kohya_sd, kohya_sdxl
 
 FLOWS = [name for name in TINY if "flux" in name or "sd3" in name]
@@ -128,7 +129,7 @@ def test_encoded_prompts_are_kept_within_a_budget(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = tiny.encode_prompts(["a cat"]).nbytes
-    monkeypatch.setattr(base, "CACHE_BYTES", 3 * each)
+    monkeypatch.setattr(text, "CACHE_BYTES", 3 * each)
     prompts = ["a cat", "a dog", "a cat", "a mat", "a photo", "a dog"]
     again = tiny.encode_prompts(prompts)
     assert len(tiny._cache) == 3
@@ -149,22 +150,12 @@ def test_fixed_points_invert_euler_sampling(tiny: Backbone) -> None:
     sampling = _sampling(tiny, guidance_scale=1.0)
     sampling = dataclasses.replace(sampling, num_inference_steps=8)
     conditioning = tiny.encode_prompts(["a photo of a cat", "a dog"])
-    with torch.no_grad():
-        levels = tiny.levels(sampling)
-        noise = latents = _noise(tiny)
-        for level, to in itertools.pairwise(levels):
-            predicted = tiny.predict(latents, level, conditioning, 1.0)
-            latents = tiny.move(latents, predicted, level, to)
-        errors = {
-            solver: float(
-                (
-                    invert(tiny, latents, conditioning, sampling, solver=solver, iterations=25)
-                    - noise
-                ).norm()
-                / noise.norm()
-            )
-            for solver in get_args(Solver)
-        }
+    guidance, noise = tiny.guidance_for(conditioning, 1.0), _noise(tiny)
+    latents = follow(tiny, noise, guidance, tiny.levels(sampling))
+    errors = {}
+    for name, solver in (SOLVERS | {"fixed_point": FixedPoint(25)}).items():
+        found = invert(tiny, latents, guidance, sampling, solver=solver)
+        errors[name] = float((found - noise).norm() / noise.norm())
     assert errors["fixed_point"] < 1e-3
     assert errors["fixed_point"] < errors["euler"]
     assert errors["midpoint"] < 0.5
@@ -191,13 +182,30 @@ def test_attention_to_a_name_is_a_map_of_the_picture(tiny: Backbone) -> None:
         token_places(tiny, prompts, "dog")
 
 
-@pytest.mark.parametrize("attention", ["cross", "self", "all"])
-def test_adapters_may_train_every_attention_layer(attention: Any, tiny: Backbone) -> None:
-    layers = tiny.attention_projections(attention)
+@pytest.mark.parametrize("branch", ["cross", "self", "attention"])
+def test_changes_may_be_made_to_every_attention_layer(branch: Any, tiny: Backbone) -> None:
+    layers = tiny.select(branch)
     assert layers
     assert all(isinstance(layer, nn.Linear) for layer in layers.values())
-    both = {*tiny.attention_projections("cross"), *tiny.attention_projections("self")}
-    assert both == set(tiny.attention_projections("all"))
+    parts = [tiny.select(branch, (part,)) for part in ("q", "k", "v", "out")]
+    assert all(parts)
+    assert {name for part in parts for name in part} == set(layers)
+    assert sum(map(len, parts)) == len(layers)
+    assert {*tiny.select("cross"), *tiny.select("self")} == set(tiny.select("attention"))
+    modules = tiny.attention_modules(branch)
+    assert {re.split(r"\.(?:to|add)_", name)[0] for name in layers} == set(modules)
+    assert all(hasattr(module, "to_q") for module in modules.values())
+
+
+def test_wider_branches_hold_the_narrower_ones(tiny: Backbone) -> None:
+    attention, blocks, every = (
+        set(tiny.select(branch)) for branch in ("attention", "transformer", "all")
+    )
+    assert attention < blocks < every
+    kinds = (nn.Linear, nn.Conv2d)
+    assert len(every) == sum(isinstance(module, kinds) for module in tiny.denoiser.modules())
+    with pytest.raises(ValueError, match="parts must be None with branch 'all'"):
+        tiny.select("all", ("q",))
 
 
 PROJECTIONS = {
@@ -229,11 +237,11 @@ def test_full_size_models_have_the_projections_counted_by_hand(name: str) -> Non
     setattr(backbone.pipe, backbone.denoiser_name, denoiser)
     found = (
         len(backbone.prompt_projections()),
-        len(backbone.attention_projections("cross")),
-        len(backbone.attention_projections("self")),
+        len(backbone.select("cross")),
+        len(backbone.select("self")),
     )
     assert found == PROJECTIONS[name]
-    every = {**backbone.prompt_projections(), **backbone.attention_projections()}
+    every = {**backbone.prompt_projections(), **backbone.select("attention")}
     nothing = LowRank(torch.zeros(1, 1), torch.zeros(1, 1))
     changes = {
         n: LowRank(nothing.down.expand(1, x.in_features), nothing.up.expand(x.out_features, 1))
@@ -271,7 +279,7 @@ def test_dev_takes_guidance_as_an_input() -> None:
     conditioning, latents = backbone.encode_prompts(["a cat"]), _noise(backbone, 1)
     with torch.no_grad():
         low, high = (backbone.predict(latents, 0.5, conditioning, g) for g in (1.0, 7.0))
-        guided = backbone.guided(latents, 0.5, conditioning, 7.0, backbone.encode_prompts([""]))
+        guided = backbone.guidance_for(conditioning, 7.0)(backbone, latents, 0.5)
     assert not torch.allclose(low, high)
     assert torch.equal(guided, high)
 

@@ -21,7 +21,13 @@ from expunge.exports import export
 CAT = Concept("cat", anchor="dog", templates=("a [photo|picture|drawing|view] of a {}",))
 CLOSED = UCE(prompts=4, preserved=6, tokens="suffix", to_anchor=True)
 TUNED = ESD(
-    steps=4, trajectories=2, rank=2, lr=1e-2, guidance_scale=1.0, attention="all", resolution=SIDE
+    steps=4,
+    trajectories=2,
+    rank=2,
+    lr=1e-2,
+    guidance_scale=1.0,
+    attention="attention",
+    resolution=SIDE,
 )
 
 
@@ -49,7 +55,7 @@ def test_offloaded_models_are_erased_as_others(name: str, kind: Offload) -> None
     _offload(pipe, kind, torch.device("cpu"))
     backbone = as_backbone(pipe)
     assert backbone.device.type == "cpu"
-    assert backbone.weight_hash() == plain.weight_hash()
+    assert backbone.content_hash() == plain.content_hash()
     erasure = CLOSED.erase(backbone, [CAT])
     for layer, delta in CLOSED.erase(plain, [CAT]).delta().items():
         assert torch.allclose(erasure.delta()[layer], delta)
@@ -127,12 +133,6 @@ def test_quantised_layers_hold_8_bits_and_stay_near(folder: Path, quantised: Bac
         assert (error <= weight.abs().amax(1) / 64).all()  # a step, rounded to bfloat16
 
 
-def test_a_quantised_model_is_hashed_as_what_it_stands_for(
-    quantised: Backbone, rounded: Backbone
-) -> None:
-    assert quantised.weight_hash() == rounded.weight_hash()
-
-
 def test_a_quantised_model_is_solved_as_what_it_stands_for(
     quantised: Backbone, rounded: Backbone
 ) -> None:
@@ -143,15 +143,15 @@ def test_a_quantised_model_is_solved_as_what_it_stands_for(
 
 
 def test_a_quantised_model_is_fine_tuned(quantised: Backbone) -> None:
-    before = quantised.weight_hash()
+    before = quantised.content_hash()
     erasure = TUNED.erase(quantised, [CAT])
     assert erasure.record["losses"][-1] < erasure.record["losses"][0]
     assert_comes_off_again(erasure, quantised)
-    assert quantised.weight_hash() == before
+    assert quantised.content_hash() == before
 
 
 def test_training_keeps_no_weight_in_more_than_8_bits(quantised: Backbone) -> None:
-    layers = quantised.attention_projections()
+    layers = quantised.select("attention")
     change = {
         name: LowRank(torch.ones(1, layer.in_features), torch.zeros(layer.out_features, 1))
         for name, layer in layers.items()

@@ -16,12 +16,13 @@ from expunge.adapter import Adapter, LowRank
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import PROFILE
-from expunge.concept import Concept, split_of
+from expunge.concept import Concept
 from expunge.eraser import ESD, TRACE, UCE
 from expunge.eraser.base import Eraser
 from expunge.eraser.finetune import FineTuner, Points
 from expunge.erasure import Erasure
 from expunge.exports import export
+from expunge.prompts import split_of
 from expunge.run.fit import DivergedError
 from expunge.verification import verify
 
@@ -55,7 +56,7 @@ def test_every_eraser_works_from_end_to_end(
     record = erasure.record
     assert record["eraser"] == type(eraser).__name__
     assert type(eraser)(**record["hyperparameters"]) == eraser
-    editable = {*backbone.attention_projections(), *backbone.prompt_projections()}
+    editable = {*backbone.select("attention"), *backbone.prompt_projections()}
     assert set(erasure.layers) <= editable
     assert max(record["fingerprint"]["layers"].values()) > 0
     assert record["fingerprint"]["predictions"][0]["shift"] > 0
@@ -96,7 +97,7 @@ def test_every_eraser_works_on_every_architecture(
     eraser = ERASERS[name]
     if isinstance(eraser, FineTuner):  # small pictures
         eraser = dataclasses.replace(eraser, trajectories=2, resolution=64)
-    before = backbone.weight_hash()
+    before = backbone.content_hash()
     erasure = eraser.erase(backbone, [cat])
     assert erasure.record["fingerprint"]["predictions"][0]["shift"] > 0
     if name != "esd, kept":
@@ -110,7 +111,7 @@ def test_every_eraser_works_on_every_architecture(
             continue
         report = verify(export(again, tmp_path / kind, kind, pipe), pipe)
         assert report["agree"], (kind, report)
-    assert backbone.weight_hash() == before
+    assert backbone.content_hash() == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -133,7 +134,7 @@ def test_exports_of_a_model_with_a_profile_are_verified(dtype: torch.dtype, tmp_
 def test_what_is_trained_stays_in_float32(pipe: Any, cat: Concept) -> None:
     """Predictions run in bfloat16; an optimiser of bfloat16 averages would forget nothing."""
     backbone = as_backbone(pipe)
-    layers = backbone.attention_projections("cross")
+    layers = backbone.select("cross")
     change = {n: LowRank(torch.zeros(1, x.in_features), torch.zeros(x.out_features, 1))
               for n, x in layers.items()}  # fmt: skip
     adapter = Adapter(backbone.denoiser, {"cat": change}, trainable=True)

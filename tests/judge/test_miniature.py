@@ -13,7 +13,7 @@ from expunge.judge.miniature import MiniatureJudge, Variant, Verdict, build, sav
 from expunge.miniature import judges
 from expunge.miniature.autoencoder import build as build_vae
 from expunge.miniature.data import OBJECT_LABELS, Pictures, pictures
-from expunge.run.fit import Plan
+from expunge.run.plan import Plan
 
 VARIANTS: tuple[Variant, ...] = ("conv", "patch")
 NO_PICTURES = torch.empty((0, 3, 64, 64), dtype=torch.uint8)
@@ -187,7 +187,7 @@ def test_training_resumes_and_shares_round_trips(
     monkeypatch.setattr(judges, "WRECKS", 6)
     torch.manual_seed(4)
     vae = build_vae().eval()
-    plan = Plan(steps=2, lr=1e-3)
+    plan = Plan(steps=2)
     first = judges.train(data, vae, NO_PICTURES, tmp_path, "conv", plan)
     trips = (tmp_path / "judge-round-trips.safetensors").stat().st_mtime_ns
     again = judges.train(data, vae, NO_PICTURES, tmp_path, "conv", plan)

@@ -16,9 +16,9 @@ from expunge.judge.clip import CLIPJudge
 from expunge.judge.miniature import MiniatureJudge
 from expunge.miniature import flux, t5
 from expunge.miniature.train import Plans, train
-from expunge.run.fit import Plan
+from expunge.run.plan import Plan
 
-FEW = Plan(steps=2, lr=1e-3, save_every=1)
+FEW = Plan(steps=2, save_every=1)
 PLANS = Plans(FEW, FEW, replace(FEW, ema=0.9, keep=(1,)), FEW, FEW)
 
 

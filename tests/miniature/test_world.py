@@ -6,7 +6,6 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from expunge.concept import split_of
 from expunge.judge.miniature import MiniatureJudge
 from expunge.miniature.captions import describe, random_pair, random_scene
 from expunge.miniature.data import labels, pictures
@@ -22,6 +21,7 @@ from expunge.miniature.world import (
     Thing,
     stranger,
 )
+from expunge.prompts import split_of
 
 
 def test_the_world_has_what_the_papers_ask_for() -> None:

@@ -33,11 +33,11 @@ DISTORTIONS = [
     *("sharpening", "brightness:1.2", "contrast:0.8", "jpeg:50+crop:0.1"),
 ]
 DIFFUSION = [
-    *("vae", "regeneration:0.2", "regeneration:0.2:prompt=caption:times=2", "img2img:0.3"),
-    *("inversion:0.3", "inpainting:0.2", "guided:0.2", "guided:0.2:gradient_steps=2:last_levels=2"),
+    *("vae", "regeneration:0.2", "regeneration:0.2,prompt=caption,times=2", "img2img:0.3"),
+    *("inversion:0.3", "inpainting:0.2", "guided:0.2", "guided:0.2,gradient_steps=2,last_levels=2"),
     "vae+jpeg:50",
 ]
-FEW = ":num_inference_steps=6"
+FEW = ",num_inference_steps=6"
 
 
 @functools.cache
@@ -159,7 +159,7 @@ def test_guided_removal_sits_at_chance_and_not_below(backbone: Backbone) -> None
     payloads = scheme.payloads(list(range(24)))
     marked = scheme.embed(pixels, payloads)
     subject = Subject(marked, list(range(24)), [""] * 24, backbone, scheme)
-    edited = names.edit("guided:0:gradient_steps=20:weight=2")(subject)
+    edited = names.edit("guided:0,gradient_steps=20,weight=2")(subject)
     read = scheme.extract(edited).bits
     before = scheme.extract(VAE()(subject)).bits
     assert read.mean() < before.mean(), "toward zeros"
@@ -213,7 +213,7 @@ def test_jpeg_is_pillows(tmp_path: Any) -> None:
     [
         ("jpg", "did you mean 'jpeg'"),
         ("jpeg:0", "quality from 1 to 95"),
-        ("jpeg:many", "must be a int"),
+        ("jpeg:many", "must be a whole number"),
         ("crop:1", "crop's level"),
         ("regeneration:1.5", "noise level from 0 to 1"),
         ("regeneration:prompt=poem", "must be one of empty, caption"),
@@ -230,6 +230,6 @@ def test_bad_edits_get_one_sentence(text: str, words: str) -> None:
 
 
 def test_labels_tell_edits_apart() -> None:
-    texts = ["regeneration:0.3", "regeneration:0.3:prompt=caption", "jpeg:50+crop:0.1"]
+    texts = ["regeneration:0.3", "regeneration:0.3,prompt=caption", "jpeg:50+crop:0.1"]
     labels = [names.edit(text).label for text in texts]
     assert labels == ["regeneration", "regeneration:prompt=caption", "jpeg:50+crop:0.1"]

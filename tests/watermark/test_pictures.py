@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from expunge.concept import split_of
+from expunge.prompts import split_of
 from expunge.watermark import pictures
 
 

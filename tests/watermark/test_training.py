@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_few_steps_learn_a_few_loud_bits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     nets = torch.nn.ModuleDict({"encoder": Encoder(4), "decoder": Decoder(4)})
-    plan = training.Plan(steps=120, lr=1.5e-3, warmup=20, ema=0.9)
-    stage = training.Stage("x", plan, (22.0, 24.0))
+    plan = training.Plan(steps=120, warmup=20, ema=0.9)
+    stage = training.Stage("x", plan, 1.5e-3, (22.0, 24.0))
     pixels = training.training_pixels(64)
     nets = training.train(nets, pixels, stage, folder=tmp_path)
     training.save(nets, tmp_path / "x.safetensors", {"bits": "4", "variant": "learned"})
@@ -40,7 +42,7 @@ def test_the_command_makes_a_scheme(tmp_path: Path) -> None:
     scheme = Learned(weights=str(path))
     scheme.prepare()
     assert scheme.raw_bits == 4
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="bits 4 there, 5 here"):
         training.make(tmp_path, "learned", bits=5, share=0.0005, count=16)
 
 
@@ -60,23 +62,27 @@ def test_the_second_variant_shares_the_first_stage(tmp_path: Path, backbone: Bac
 def test_a_stopped_training_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[int] = []
+    rounded, made = training.rounded, [0]
 
-    def stop(step: int, _: float) -> None:
-        made.append(step)
-        if step == 2 and len(made) == 3:
-            raise KeyboardInterrupt
+    def stop_once(pixels: torch.Tensor) -> torch.Tensor:
+        made[0] += 1
+        if made[0] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return rounded(pixels)
 
-    def run(folder: Path, log: Any) -> Any:
+    monkeypatch.setattr(training, "rounded", stop_once)
+
+    def run(folder: Path) -> Any:
         torch.manual_seed(0)
         nets = torch.nn.ModuleDict({"encoder": Encoder(4), "decoder": Decoder(4)})
-        plan = training.Plan(steps=5, lr=1e-3, save_every=1, ema=0.9)
-        stage = training.Stage("x", plan, (24.0, 30.0))
-        return training.train(nets, training.training_pixels(16), stage, folder=folder, log=log)
+        plan = training.Plan(steps=5, ema=0.9)
+        stage = training.Stage("x", plan, 1e-3, (24.0, 30.0))
+        return training.train(nets, training.training_pixels(16), stage, folder=folder)
 
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "a", stop)
-    resumed, whole = run(tmp_path / "a", stop), run(tmp_path / "b", None)
+    with pytest.raises(KeyboardInterrupt, match="step 3; the same command goes on from step 3"):
+        run(tmp_path / "a")
+    resumed, whole = run(tmp_path / "a"), run(tmp_path / "b")
+    assert made == [3 + 2 + 5]
     for one, other in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 

@@ -17,22 +17,32 @@ class Conditioning:
     Attributes:
         prompt_embeds: token states, (n, tokens, width).
         pooled: pooled states, (n, width), for models that read them.
+        known: the texts behind the rows, empty where only their embeddings are known.
     """
 
     prompt_embeds: Tensor
     pooled: Tensor | None = None
+    known: tuple[str | None, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str | None, ...]:
+        """The text behind each of the n rows, None where it is not known."""
+        return self.known or (None,) * len(self)
 
     def __len__(self) -> int:
         return len(self.prompt_embeds)
 
     def __getitem__(self, index: Any) -> Conditioning:
         pooled = None if self.pooled is None else self.pooled[index]
-        return Conditioning(self.prompt_embeds[index], pooled)
+        rows = torch.arange(len(self))[index].tolist() if self.known else []
+        return Conditioning(
+            self.prompt_embeds[index], pooled, tuple(self.known[row] for row in rows)
+        )
 
     def clone(self) -> Conditioning:
         """The same in memory of its own."""
         pooled = None if self.pooled is None else self.pooled.clone()
-        return Conditioning(self.prompt_embeds.clone(), pooled)
+        return Conditioning(self.prompt_embeds.clone(), pooled, self.known)
 
     @property
     def nbytes(self) -> int:
@@ -48,12 +58,10 @@ class Conditioning:
         """Several one after the other."""
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return Conditioning(
-            torch.cat([part.prompt_embeds for part in parts]), torch.cat(pooled) if pooled else None
+            torch.cat([part.prompt_embeds for part in parts]),
+            torch.cat(pooled) if pooled else None,
+            tuple(text for part in parts for text in part.texts),
         )
-
-
-ConditioningAt = Conditioning | Callable[[float], Conditioning]
-"""What guides a sampling run: the same all along, or chosen by noise level."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,16 @@ class Tokens:
         ids: padded, (n, tokens).
         end: id of the token that ends a text.
         start: id of the token that begins one, None where there is none.
+        texts: what was read, n of them.
+        spans: where in its text each token begins and ends, (n, tokens, 2); equal where it stands
+            for none of it.
     """
 
     ids: Tensor
     end: int
-    start: int | None = None
+    start: int | None
+    texts: tuple[str, ...]
+    spans: Tensor
 
 
 @dataclass(frozen=True)
@@ -105,8 +118,13 @@ def padded_tokens(tokenizer: Any, prompts: Sequence[str], length: int) -> Tokens
         max_length=length,
         truncation=True,
         return_tensors="pt",
+        return_offsets_mapping=True,
     )
     start = tokenizer.bos_token_id
     return Tokens(
-        batch.input_ids, int(tokenizer.eos_token_id), None if start is None else int(start)
+        batch.input_ids,
+        int(tokenizer.eos_token_id),
+        None if start is None else int(start),
+        tuple(prompts),
+        batch.offset_mapping,
     )

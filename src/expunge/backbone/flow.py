@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from expunge.backbone.base import Attention, Backbone, Prediction
+from expunge.backbone.base import Backbone
 from expunge.backbone.conditioning import TextStream, pooled_state, token_states
+from expunge.backbone.facts import PredictionKind
+from expunge.backbone.layers import Part, check_weight
 from expunge.backbone.profile import Sampling
+from expunge.settings import Branch
 
-_PICTURE = ("to_q", "to_k", "to_v", "to_out.0")
-_TEXT = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+_PICTURE: dict[str, Part] = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
+_TEXT: dict[str, Part] = {
+    "add_q_proj": "q",
+    "add_k_proj": "k",
+    "add_v_proj": "v",
+    "to_add_out": "out",
+}
 
 
 class FlowBackbone(Backbone):
@@ -37,37 +46,36 @@ class FlowBackbone(Backbone):
             )
 
     @property
-    def prediction(self) -> Prediction:
+    def sampler(self) -> str:
+        return "flow-match euler"
+
+    @property
+    def prediction(self) -> PredictionKind:
         return "flow"
 
     def text_streams(self) -> dict[str, TextStream]:
-        pooled = self.pipe.transformer.time_text_embed.text_embedder.linear_1
+        names = "context_embedder", "time_text_embed.text_embedder.linear_1"
+        layers = self._layers()
+        tokens, pooled = ({name: cast("nn.Linear", layers[name])} for name in names)
+        for name, layer in (*tokens.items(), *pooled.items()):
+            check_weight(name, layer)
         return {
-            "tokens": TextStream(
-                {"context_embedder": self.pipe.transformer.context_embedder}, token_states
-            ),
-            "pooled": TextStream(
-                {"time_text_embed.text_embedder.linear_1": pooled}, pooled_state, tokenised=False
-            ),
+            "tokens": TextStream(tokens, token_states),
+            "pooled": TextStream(pooled, pooled_state, tokenised=False),
         }
 
-    def attention_projections(self, attention: Attention = "all") -> dict[str, nn.Linear]:
-        """Layers inside attention that adapters may train, by name in the transformer.
-
-        `cross` are the text's own projections in joint blocks and, in blocks where text and picture
-        share them, the shared ones; `self` are the picture's own.
-        """
-        found: dict[str, nn.Linear] = {}
-        for block, module in self.pipe.transformer.named_modules():
+    def _projections(self, layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, Branch, Part]]:
+        for block, module in layers.items():
             if not hasattr(module, "to_q"):
                 continue
-            alone = block.startswith("single_")  # text and picture are one sequence there
-            own, text = ((), _PICTURE) if alone else (_PICTURE, _TEXT)
-            wanted = {"self": own, "cross": text, "all": (*own, *text)}[attention]
-            for name, layer in module.named_modules():
-                if name in wanted and isinstance(layer, nn.Linear):
-                    found[f"{block}.{name}"] = layer
-        return found
+            shared = block.startswith("single_")  # text and picture are one sequence there
+            for end, part in (_PICTURE | _TEXT).items():
+                if isinstance(layers.get(f"{block}.{end}"), nn.Linear):
+                    branch: Branch = "cross" if shared or end in _TEXT else "self"
+                    yield f"{block}.{end}", branch, part
+
+    def _in_transformer(self, layers: Mapping[str, nn.Module]) -> Callable[[str], bool]:
+        return lambda name: name.startswith(("transformer_blocks.", "single_transformer_blocks."))
 
     def _sigma(self, level: Tensor | float, like: Tensor) -> Tensor:
         """The level of each latent, shaped to multiply them."""
@@ -89,7 +97,7 @@ class FlowBackbone(Backbone):
             return math.inf if level == 0 else -math.inf
         return 2 * math.log((1 - level) / level)
 
-    def _scheduler(self, sampling: Sampling) -> FlowMatchEulerDiscreteScheduler:
+    def scheduler(self, sampling: Sampling) -> FlowMatchEulerDiscreteScheduler:
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipe.scheduler.config)
         scheduler.set_timesteps(
             sigmas=self._sigmas(sampling.num_inference_steps),
@@ -105,16 +113,15 @@ class FlowBackbone(Backbone):
 
     def _mu(self, sampling: Sampling) -> float:
         """The logarithm of the shift, linear in the number of the picture's tokens."""
-        assert sampling.height and sampling.width
-        _, height, width = self.latent_shape(sampling.height, sampling.width)
+        _, height, width = self.latent_shape(*self.size(sampling))
         get = self.pipe.scheduler.config.get
         few, many = get("base_image_seq_len", 256), get("max_image_seq_len", 4096)
         low, high = get("base_shift", 0.5), get("max_shift", 1.15)
         tokens = height * width // 4
         return cast("float", low + (high - low) * (tokens - few) / (many - few))
 
-    def _level(self, timestep: Tensor) -> float:
-        return float(timestep) / 1000
+    def _level(self, timestep: float) -> float:
+        return timestep / 1000
 
     @property
     def grain(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.backbone.conditioning import Conditioning, Tokens, padded_tokens
+from expunge.backbone.conditioning import Conditioning
 from expunge.backbone.flow import FlowBackbone
 from expunge.backbone.profile import Sampling
 
@@ -50,15 +50,11 @@ class FluxBackbone(FlowBackbone):
     def max_sequence_length(self) -> int:
         return self.profile.max_sequence_length or (256 if self.guidance == "none" else 512)
 
-    @torch.no_grad()
-    def _encode(self, prompts: Sequence[str]) -> Conditioning:
-        states, pooled, _ = self.pipe.encode_prompt(
+    def _encode(self, pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        states, pooled, _ = pipe.encode_prompt(
             list(prompts), device=self.device, max_sequence_length=self.max_sequence_length
         )
-        return Conditioning(states.to(self.dtype), pooled.to(self.dtype))
-
-    def tokens(self, prompts: Sequence[str]) -> list[Tokens]:
-        return [padded_tokens(self.pipe.tokenizer_2, prompts, self.max_sequence_length)]
+        return states.to(self.dtype), pooled.to(self.dtype)
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self.pipe.tokenizer_2, self.max_sequence_length)]

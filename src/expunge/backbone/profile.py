@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from expunge.concept import Concept, Vocabulary
+from expunge.concept import Concept
+from expunge.vocabulary import Vocabulary
 
 PROFILE = "expunge.json"
 """What a model's folder may say about itself: how it is sampled best and what it can draw."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from expunge.backbone.conditioning import Conditioning, Tokens, padded_tokens
+from expunge.backbone.conditioning import Conditioning
 from expunge.backbone.flow import FlowBackbone
 from expunge.backbone.profile import Sampling
 
@@ -26,16 +26,15 @@ class SD3Backbone(FlowBackbone):
         return side, side
 
     @property
-    def _grain(self) -> int:
+    def grain(self) -> int:
         return int(self.pipe.vae_scale_factor * self.pipe.transformer.config.patch_size)
 
     @property
     def max_sequence_length(self) -> int:
         return self.profile.max_sequence_length or 256
 
-    @torch.no_grad()
-    def _encode(self, prompts: Sequence[str]) -> Conditioning:
-        states, _, pooled, _ = self.pipe.encode_prompt(
+    def _encode(self, pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        states, _, pooled, _ = pipe.encode_prompt(
             list(prompts),
             None,
             None,
@@ -43,15 +42,7 @@ class SD3Backbone(FlowBackbone):
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
         )
-        return Conditioning(states.to(self.dtype), pooled.to(self.dtype))
-
-    def tokens(self, prompts: Sequence[str]) -> list[Tokens]:
-        tokenizer = self.pipe.tokenizer
-        runs = [padded_tokens(tokenizer, prompts, tokenizer.model_max_length)]
-        if self.pipe.text_encoder_3 is not None:
-            t5 = padded_tokens(self.pipe.tokenizer_3, prompts, self.max_sequence_length)
-            runs.append(t5)
-        return runs
+        return states.to(self.dtype), pooled.to(self.dtype)
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         found = [(self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)]

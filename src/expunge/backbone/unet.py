@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
-from expunge.backbone.base import Attention, Backbone, Prediction
+from expunge.backbone.base import Backbone
 from expunge.backbone.conditioning import (
     Conditioning,
     TextStream,
-    Tokens,
-    padded_tokens,
     pooled_state,
     token_states,
 )
+from expunge.backbone.facts import PredictionKind
+from expunge.backbone.layers import Part, check_weight
 from expunge.backbone.profile import Sampling
+from expunge.settings import Branch
 
-_PROJECTIONS = (".to_q", ".to_k", ".to_v", ".to_out.0")
-_BRANCHES: dict[Attention, tuple[str, ...]] = {
-    "cross": (".attn2",),
-    "self": (".attn1",),
-    "all": (".attn1", ".attn2"),
-}
+_PARTS: dict[str, Part] = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
+_BRANCHES: dict[str, Branch] = {"attn1": "self", "attn2": "cross"}
 
 
 class UNetBackbone(Backbone):
@@ -48,11 +45,15 @@ class UNetBackbone(Backbone):
                 f"the unet reads {channels} channels and the autoencoder gives {latents}: "
                 "inpainting and editing models are not supported, load a text-to-image model"
             )
-        self._prediction = cast("Prediction", kind)
+        self._prediction = cast("PredictionKind", kind)
         self._alphas = self._schedule().alphas_cumprod
 
     @property
-    def prediction(self) -> Prediction:
+    def sampler(self) -> str:
+        return "dpmsolver++"
+
+    @property
+    def prediction(self) -> PredictionKind:
         return self._prediction
 
     def _native_size(self) -> tuple[int, int]:
@@ -60,26 +61,23 @@ class UNetBackbone(Backbone):
         return side, side
 
     def text_streams(self) -> dict[str, TextStream]:
-        layers = self.attention_projections("cross")
-        reading = {n: layer for n, layer in layers.items() if n.endswith((".to_k", ".to_v"))}
+        reading = cast("dict[str, nn.Linear]", self.select("cross", ("k", "v")))
         return {"tokens": TextStream(reading, token_states)}
 
-    def attention_projections(self, attention: Attention = "all") -> dict[str, nn.Linear]:
-        found = {}
-        for name, module in self.pipe.unet.named_modules():
-            branch = name.endswith(_PROJECTIONS) and any(b in name for b in _BRANCHES[attention])
-            if branch and isinstance(module, nn.Linear):
-                found[name] = module
-        return found
+    def _projections(self, layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, Branch, Part]]:
+        for name, layer in layers.items():
+            for end, part in _PARTS.items():
+                attention = name.removesuffix(f".{end}").rpartition(".")[2]
+                if attention in _BRANCHES and isinstance(layer, nn.Linear) and name.endswith(end):
+                    yield name, _BRANCHES[attention], part
 
-    @torch.no_grad()
-    def _encode(self, prompts: Sequence[str]) -> Conditioning:
-        states, _ = self.pipe.encode_prompt(list(prompts), self.device, 1, False)
-        return Conditioning(states.to(self.dtype))
+    def _in_transformer(self, layers: Mapping[str, nn.Module]) -> Callable[[str], bool]:
+        blocks = {n for n, m in layers.items() if type(m).__name__ == "Transformer2DModel"}
+        return lambda name: any(name.startswith(f"{block}.") for block in blocks)
 
-    def tokens(self, prompts: Sequence[str]) -> list[Tokens]:
-        tokenizer = self.pipe.tokenizer
-        return [padded_tokens(tokenizer, prompts, tokenizer.model_max_length)]
+    def _encode(self, pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        states, _ = pipe.encode_prompt(list(prompts), self.device, 1, False)
+        return states.to(self.dtype), None
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)]
@@ -91,6 +89,9 @@ class UNetBackbone(Backbone):
 
     def _signal_and_noise(self, level: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
         alphas = self._alphas.to(like.device)[self._timesteps(level, len(like))]
+        # The first timestep holds a little noise; level 0 holds none.
+        clean = torch.as_tensor(level, device=like.device).expand(len(like)) == 0
+        alphas = torch.where(clean, 1.0, alphas)
         alphas = alphas.view(-1, *(1,) * (like.ndim - 1))
         return alphas.sqrt().to(like.dtype), (1 - alphas).sqrt().to(like.dtype)
 
@@ -130,6 +131,8 @@ class UNetBackbone(Backbone):
         return sigma * latents + signal * prediction
 
     def log_snr(self, level: float) -> float:
+        if level == 0:
+            return math.inf
         alpha = float(self._alphas[int(self._timesteps(level, 1))])
         return math.log(alpha / (1 - alpha))
 
@@ -138,13 +141,13 @@ class UNetBackbone(Backbone):
             self.pipe.scheduler.config, algorithm_type="dpmsolver++", final_sigmas_type="zero"
         )
 
-    def _scheduler(self, sampling: Sampling) -> DPMSolverMultistepScheduler:
+    def scheduler(self, sampling: Sampling) -> DPMSolverMultistepScheduler:
         scheduler = self._schedule()
         scheduler.set_timesteps(sampling.num_inference_steps, device=self.device)
         return scheduler
 
-    def _level(self, timestep: Tensor) -> float:
-        return float(timestep) / len(self._alphas)
+    def _level(self, timestep: float) -> float:
+        return timestep / len(self._alphas)
 
 
 class SDXLBackbone(UNetBackbone):
@@ -154,6 +157,7 @@ class SDXLBackbone(UNetBackbone):
     """
 
     architecture = "sdxl"
+    normed_latents = True
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
@@ -164,10 +168,10 @@ class SDXLBackbone(UNetBackbone):
         return Sampling(guidance_scale=5.0, batch_size=2)
 
     def text_streams(self) -> dict[str, TextStream]:
-        embedder = self.pipe.unet.add_embedding.linear_1
-        pooled = TextStream(
-            {"add_embedding.linear_1": embedder}, self._pooled_without_sizes, tokenised=False
-        )
+        name = "add_embedding.linear_1"
+        embedder = cast("nn.Linear", self._layers()[name])
+        check_weight(name, embedder)
+        pooled = TextStream({name: embedder}, self._pooled_without_sizes, tokenised=False)
         return {**super().text_streams(), "pooled": pooled}
 
     def _pooled_without_sizes(self, conditioning: Conditioning) -> Tensor:
@@ -184,14 +188,14 @@ class SDXLBackbone(UNetBackbone):
         if not self.pipe.config.get("force_zeros_for_empty_prompt", True):
             return empty
         assert empty.pooled is not None
-        return Conditioning(torch.zeros_like(empty.prompt_embeds), torch.zeros_like(empty.pooled))
+        zeros, none = torch.zeros_like(empty.prompt_embeds), torch.zeros_like(empty.pooled)
+        return Conditioning(zeros, none, empty.known)
 
-    @torch.no_grad()
-    def _encode(self, prompts: Sequence[str]) -> Conditioning:
-        states, _, pooled, _ = self.pipe.encode_prompt(
+    def _encode(self, pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        states, _, pooled, _ = pipe.encode_prompt(
             list(prompts), device=self.device, do_classifier_free_guidance=False
         )
-        return Conditioning(states.to(self.dtype), pooled.to(self.dtype))
+        return states.to(self.dtype), pooled.to(self.dtype)
 
     def _added(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
         """The pooled state, and sizes: an uncropped picture of the size that is drawn."""

@@ -12,6 +12,9 @@ from cyclopts import App, CycloptsError
 from expunge.cli import audit, exports, look, watermark, world  # noqa: F401  they register their commands
 from expunge.cli.app import app, say
 from expunge.cli.erase import asked_method, eraser_class, with_options
+from expunge.run.stop import end_as_interrupt
+
+STOPPED = "stopped; the same command does again only what was not kept"
 
 
 def _fail(text: str) -> int:
@@ -42,11 +45,12 @@ def run(tokens: Sequence[str]) -> int:
     except (ValueError, OSError, ArithmeticError) as error:
         return _fail(str(error))
     except KeyboardInterrupt as error:
-        say(f"\nexpunge: {str(error) or 'stopped; the same command goes on where it was'}")
+        say(f"\nexpunge: {str(error) or STOPPED}")
         return 130
     return 0
 
 
 def main() -> None:
     """Entry point of the `expunge` command."""
+    end_as_interrupt()
     raise SystemExit(run(sys.argv[1:]))

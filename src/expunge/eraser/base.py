@@ -1,25 +1,26 @@
-"""What every eraser shares: records, trajectories, training, saving. Methods stay small."""
+"""What every eraser shares: checks before any work, the record, saving. Methods stay small.
+
+Method files load torch at its first use (`expunge.lazy`), so hyperparameters can be checked at
+once; what computes is imported where it is called.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
-import resource
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from expunge.backbone.base import Backbone
-from expunge.backbone.load import as_backbone
-from expunge.closed_form import Targets
 from expunge.concept import Concept
-from expunge.erasure import Erasure, Part, solve_streams
-from expunge.fingerprint import fingerprint
+from expunge.lazy import torch
+from expunge.vocabulary import check_distinct
+
+if TYPE_CHECKING:
+    from expunge.backbone.base import Backbone
+    from expunge.erasure import Erasure, Part
+    from expunge.text_edit import Request
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Result:
     """What a method hands to the framework."""
 
     parts: list[Part]
-    targets: Mapping[str, Targets] = field(default_factory=dict)
-    losses: list[float] = field(default_factory=list)
+    requests: Mapping[str, Request] = field(default_factory=dict)
+    losses: Mapping[str, list[float]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -58,36 +59,42 @@ class Eraser(ABC):
             folder: where a long method keeps checkpoints; the same call after a stop resumes.
 
         Raises:
-            ValueError: no concept, or one that no prompt of its templates contains.
-            DivergedError: training produced a loss that is no finite number.
+            ValueError: no concept, one asked for twice, one that no prompt of its templates
+                contains or that the model cannot read; another erasure is applied; the method does
+                not fit the model.
+            DivergedError: training produced a loss or gradient that is no finite number.
         """
+        from expunge.backbone.load import as_backbone
+        from expunge.erasure import Erasure, refuse_applied
+        from expunge.fingerprint import describe
+        from expunge.run.memory import peak_memory
+
+        check_concepts(concepts)
         backbone = as_backbone(pipe)
-        _check_concepts(concepts)
+        refuse_applied(backbone, "erase from it")
+        check_readable(backbone, concepts)
+        self.check(backbone)
         start = time.monotonic()
         if backbone.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        _check_lengths(backbone, concepts)
         result = self._run(backbone, concepts, folder)
-        layers = {name for part in result.parts for name in part.factors}
+        on_gpu = backbone.device.type == "cuda"
         record = {
             "eraser": self.name,
             "hyperparameters": asdict(self),
-            "model": backbone.name_or_path or backbone.name,
-            "architecture": backbone.architecture,
-            "denoiser": backbone.denoiser_name,
-            "denoiser_config": backbone.denoiser_config,
-            "prediction": backbone.prediction,
-            "model_hash": backbone.weight_hash(layers),
-            "dtype": str(backbone.dtype).removeprefix("torch."),
-            "versions": versions(),
             "seconds": round(time.monotonic() - start, 3),
-            "peak_memory_bytes": _peak_memory(backbone.device),
-            "losses": result.losses,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_memory(),
+            "losses": dict(result.losses),
             **result.notes,
         }
-        erasure = Erasure(result.parts, record, result.targets)
-        erasure.record["fingerprint"] = fingerprint(backbone, erasure)
-        return erasure
+        return describe(backbone, Erasure(result.parts, record, result.requests))
+
+    def check(self, backbone: Backbone) -> None:  # noqa: B027  most work on every model
+        """Refuse a model this method cannot work on, before any work.
+
+        Raises:
+            ValueError: says what is needed and what the model has.
+        """
 
     @abstractmethod
     def _run(
@@ -95,31 +102,15 @@ class Eraser(ABC):
     ) -> Result: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClosedForm(Eraser):
-    """A method that states where embeddings should go, and solves for it."""
+def check_concepts(concepts: Sequence[Concept]) -> None:
+    """Refuse what cannot be erased, before a model is asked.
 
-    @abstractmethod
-    def targets(self, backbone: Backbone, concepts: Sequence[Concept]) -> dict[str, Targets]:
-        """Where which embeddings go, and which stay, by text stream."""
-
-    def _run(self, backbone: Backbone, concepts: Sequence[Concept], folder: Path | None) -> Result:
-        return closed_form_result(backbone, concepts, self.targets(backbone, concepts))
-
-
-def closed_form_result(
-    backbone: Backbone, concepts: Sequence[Concept], targets: Mapping[str, Targets]
-) -> Result:
-    """The exact changes that meet the targets."""
-    changes = solve_streams(backbone, targets)
-    parts = [Part(concept, closed=changes[concept.name]) for concept in concepts]
-    conditions = {stream: target.condition_number for stream, target in targets.items()}
-    return Result(parts, targets, notes={"condition_number": conditions})
-
-
-def _check_concepts(concepts: Sequence[Concept]) -> None:
+    Raises:
+        ValueError: no concept, one asked for twice, or one without training prompts.
+    """
     if not concepts:
         raise ValueError("concepts must hold at least one concept, got none")
+    check_distinct(concepts)
     for concept in concepts:
         if not concept.pairs("train", 1):
             raise ValueError(
@@ -128,25 +119,22 @@ def _check_concepts(concepts: Sequence[Concept]) -> None:
             )
 
 
-def _check_lengths(backbone: Backbone, concepts: Sequence[Concept]) -> None:
-    """Refuse training prompts whose end, and perhaps the concept, the text encoder never reads."""
+def check_readable(backbone: Backbone, concepts: Sequence[Concept]) -> None:
+    """Refuse training prompts whose end, and perhaps the concept, the text encoder never reads.
+
+    Raises:
+        ValueError: a prompt is too long, or a name has tokens the model does not know.
+    """
     texts = [text for c in concepts for pair in c.pairs("train", 50) for text in pair]
     for text, (count, limit) in backbone.cut_short(texts).items():
         raise ValueError(
             f"a template gives {text!r}, which has {count} tokens; the text encoder reads {limit}, "
             "so shorten the template or the name"
         )
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Peak bytes of the device, or of the process on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    names = ("expunge", "torch", "diffusers", "transformers")
-    return {name: importlib.metadata.version(name) for name in names}
+    for concept in concepts:
+        for name in concept.names:
+            if backbone.unreadable(name):
+                raise ValueError(
+                    f"no text encoder of this model can read {name!r}: it stands for the same "
+                    "unknown token as any other such word, and all of them would go with it"
+                )

@@ -1,26 +1,31 @@
-"""TRACE: a closed-form edit of what reads the concept, then adapters trained on trajectories."""
+"""TRACE: a closed-form edit of what reads the concept, then changes trained on trajectories."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
-from expunge.backbone.base import Backbone
-from expunge.closed_form import Targets
 from expunge.concept import Concept
-from expunge.eraser.base import Result, closed_form_result
-from expunge.eraser.finetune import FineTuner, Points
-from expunge.eraser.tokens import TokenChoice, joint_targets
+from expunge.eraser.base import Result
+from expunge.eraser.closed import request, solved
+from expunge.eraser.matching import Matcher
+from expunge.settings import Hold, TokenChoice, check_choice, check_counts, check_numbers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from expunge.backbone.base import Backbone
+    from expunge.eraser.points import Points
+    from expunge.text_edit import Request
 
 ClosedFormVariant = Literal["refine", "collapse"]
+Target = Literal["anchor", "reversed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRACE(FineTuner):
+class TRACE(Matcher):
     """Attention refinement (phase 1) and trajectory-constrained adapters (phase 2).
 
     Phase 1 sends the concept's embeddings to the anchor's. `refine` is the paper's eq. 1, for one
@@ -41,7 +46,9 @@ class TRACE(FineTuner):
         strength: η, the share of phase 1's edit.
         ridge: λ of the joint solve.
         preserved: prompts whose embeddings phase 1 holds still.
+        hold: what of them stays: all `states`, or the last token of neighbours' `names`.
         prompts: prompts that embeddings are taken from.
+        to_anchor: send them to the anchor's; otherwise to the state that begins every text.
         switch: t₀, the noise level at which the trajectory turns to the anchor.
         from_level: highest noise level that phase 2 trains at; the paper's low-noise part is
             `switch`, 1 trains the whole way.
@@ -51,9 +58,6 @@ class TRACE(FineTuner):
         high_noise_weight: extra weight of preservation at noise level 1, falling linearly to none.
     """
 
-    steps: int = 1000
-    batch_size: int = 4
-    rank: int = 4
     refine: bool = True
     tune: bool = True
     variant: ClosedFormVariant = "refine"
@@ -61,10 +65,12 @@ class TRACE(FineTuner):
     strength: float = 1.0
     ridge: float = 0.1
     preserved: int = 40
+    hold: Hold = "states"
     prompts: int = 20
+    to_anchor: bool = True
     switch: float = 0.6
     from_level: float = 1.0
-    target: Literal["anchor", "reversed"] = "anchor"
+    target: Target = "anchor"
     negative_guidance: float = 1.0
     high_noise_weight: float = 1.0
 
@@ -72,55 +78,44 @@ class TRACE(FineTuner):
         super().__post_init__()
         if not (self.refine or self.tune):
             raise ValueError("refine and tune are both off, so nothing would be erased")
+        check_numbers(self, "ridge", "high_noise_weight", least=0)
+        check_numbers(self, "negative_guidance")
+        check_counts(self, "prompts", "preserved")
+        check_choice(self, variant=ClosedFormVariant, tokens=TokenChoice, hold=Hold, target=Target)
         for name in ("switch", "from_level", "strength"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if self.ridge < 0:
-            raise ValueError(f"ridge must not be negative, got {self.ridge}")
 
     def _run(self, backbone: Backbone, concepts: Sequence[Concept], folder: Path | None) -> Result:
         if self.tune:
             return super()._run(backbone, concepts, folder)
-        return closed_form_result(backbone, concepts, self._targets(backbone, concepts))
+        return solved(backbone, concepts, {c.name: self._request(c) for c in concepts})
 
-    def closed_form(self, backbone: Backbone, concepts: Sequence[Concept]) -> dict[str, Targets]:
-        return self._targets(backbone, concepts) if self.refine else {}
+    def closed_form(self, concept: Concept) -> Request | None:
+        return self._request(concept) if self.refine else None
 
-    def _targets(self, backbone: Backbone, concepts: Sequence[Concept]) -> dict[str, Targets]:
-        pairs = {
-            concept.name: [
-                pair
-                for name in (concept.names if self.synonyms else (concept.name,))
-                for pair in concept.pairs("train", self.prompts, name)
-            ]
-            for concept in concepts
-        }
-        kept = [text for c in concepts for text in c.preserved("train", self.preserved)]
-        return joint_targets(
-            backbone,
-            pairs,
-            kept if self.preserved else None,
-            self.tokens,
-            ridge=self.ridge,
-            strength=self.strength,
-            collapse=self.variant == "collapse",
-        )
+    def _request(self, concept: Concept) -> Request:
+        from expunge.closed_form import Ridge
+
+        collapse = self.variant == "collapse"
+        return request(concept, Ridge(self.ridge), self, strength=self.strength, collapse=collapse)
 
     def keep_weight(self, levels: Tensor) -> Tensor:
         return 1 + self.high_noise_weight * levels
 
     def points(self, backbone: Backbone, concept: Concept) -> Points:
+        from expunge.eraser.points import Points, predictions, walk
+
         pairs = self.training_pairs(concept)
         prompts, anchors = [p for p, _ in pairs], [a for _, a in pairs]
-        latents, levels, owner = self.walk(backbone, prompts, then=anchors, below=self.switch)
-        low = levels <= self.from_level
-        latents, levels, owner = latents[low], levels[low], owner[low]
-        asked = [prompts[i] for i in owner.tolist()]
+        sampling, seed = self.sampling(backbone), self.seed * 1000
+        seen = walk(backbone, prompts, sampling, seed=seed, then=anchors, below=self.switch)
+        seen = seen.below(self.from_level)
+        told = seen.told(prompts)
         if self.target == "anchor":
-            other = [anchors[i] for i in owner.tolist()]
-            return Points(
-                latents, levels, asked, self.predictions(backbone, latents, levels, other)
-            )
-        toward = self.predictions(backbone, latents, levels, asked)
-        empty = self.predictions(backbone, latents, levels, None)
-        return Points(latents, levels, asked, empty - self.negative_guidance * (toward - empty))
+            targets = predictions(backbone, seen.latents, seen.levels, seen.told(anchors))
+        else:
+            toward = predictions(backbone, seen.latents, seen.levels, told)
+            empty = predictions(backbone, seen.latents, seen.levels, None)
+            targets = empty - self.negative_guidance * (toward - empty)
+        return Points(seen.latents, seen.levels, told, targets)

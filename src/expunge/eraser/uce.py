@@ -2,73 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from expunge.backbone.base import Backbone
-from expunge.closed_form import Targets
 from expunge.concept import Concept
-from expunge.eraser.base import ClosedForm
-from expunge.eraser.tokens import EMPTY, TokenChoice, joint_targets
+from expunge.eraser.closed import ClosedForm
+from expunge.settings import check_numbers
+
+if TYPE_CHECKING:
+    from expunge.closed_form import Solver
+    from expunge.text_edit import Request
 
 
 @dataclass(frozen=True, kw_only=True)
 class UCE(ClosedForm):
-    """Send the concept's embeddings to the anchor's, hold others, in one solve.
+    """Send the concept's embeddings elsewhere, hold others softly, in one solve.
 
     W* = (λW + e Σ W g cᵀ + p Σ W r rᵀ)(λI + e Σ c cᵀ + p Σ r rᵀ)⁻¹ (UCE, eq. 7), in fp64, for every
     layer that reads the text encoders' output: keys and values of cross-attention, and on FLUX, SD3
-    and SDXL the embedders of token states and of the pooled state. Targets are products with the
-    weight alone, so a layer's bias is counted once; the published FLUX code counts it twice.
+    and SDXL the embedders of token states and of the pooled state. The published FLUX code counts
+    a layer's bias twice, this once.
+
+    The defaults are the published code's: the last token of the bare name goes to the state that
+    begins every text, held by λ alone.
 
     Attributes:
         ridge: λ, pull toward the original weights.
         erase_weight: e.
         preserve_weight: p.
-        prompts: prompts with the concept that embeddings are taken from; 0 for the bare name, as
-            published.
-        preserved: prompts whose tokens are held still.
-        tokens: `last` is the name's last token, as published; `concept` all of the name's;
-            `suffix` also everything that follows.
-        synonyms: whether the concept's synonyms go as well (the published code's paraphrases).
-        to_anchor: send to the concept's anchor; otherwise to the empty prompt, as published for
-            everything but styles.
     """
 
     ridge: float = 0.5
     erase_weight: float = 1.0
     preserve_weight: float = 1.0
-    prompts: int = 0
-    preserved: int = 40
-    tokens: TokenChoice = "last"
-    synonyms: bool = False
-    to_anchor: bool = False
 
     def __post_init__(self) -> None:
-        if not self.ridge > 0:
-            raise ValueError(f"ridge must be positive, got {self.ridge}")
+        super().__post_init__()
+        check_numbers(self, "ridge", "erase_weight", above=0)
+        check_numbers(self, "preserve_weight", least=0)
 
-    def targets(self, backbone: Backbone, concepts: Sequence[Concept]) -> dict[str, Targets]:
-        pairs = {
-            concept.name: [
-                (text, anchor if self.to_anchor else EMPTY)
-                for name in (concept.names if self.synonyms else (concept.name,))
-                for text, anchor in self._prompts(concept, name)
-            ]
-            for concept in concepts
-        }
-        kept = [text for c in concepts for text in c.preserved("train", self.preserved)]
-        return joint_targets(
-            backbone,
-            pairs,
-            kept,
-            self.tokens,
-            ridge=self.ridge,
-            erase_weight=self.erase_weight,
-            preserve_weight=self.preserve_weight,
-        )
+    def solver(self) -> Solver:
+        from expunge.closed_form import Ridge
 
-    def _prompts(self, concept: Concept, name: str) -> list[tuple[str, str]]:
-        if self.prompts == 0:
-            return [(name, concept.anchor)]
-        return concept.pairs("train", self.prompts, name)
+        return Ridge(self.ridge)
+
+    def request(self, concept: Concept) -> Request:
+        weights = {"erase_weight": self.erase_weight, "preserve_weight": self.preserve_weight}
+        return replace(super().request(concept), **weights)  # type: ignore[arg-type]

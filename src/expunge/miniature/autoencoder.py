@@ -10,9 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expunge.miniature.data import Pictures
-from expunge.run.fit import Plan, fit
+from expunge.run.checkpoint import Workspace
+from expunge.run.fit import fit
+from expunge.run.objective import Minimise, Player, Step
+from expunge.run.plan import Plan
 
-PLAN = Plan(steps=1800, lr=2e-3, decay_from=0.3, clip=1.0)
+PLAN = Plan(steps=1800, decay_from=0.3)
+LR, WEIGHT_DECAY = 2e-3, 0.01
 BATCH = 16
 KL_WEIGHT = 1e-6
 
@@ -48,7 +52,8 @@ def train(data: Pictures, folder: Path, plan: Plan = PLAN, device: str = "cpu") 
     """Train on the sum of L1, half the squared error, and a trace of KL; set the latent scale."""
     vae = build().to(device, memory_format=torch.channels_last)
 
-    def loss(step: int, generator: torch.Generator) -> Tensor:
+    def loss(step: Step) -> Tensor:
+        generator = step.generator
         index = torch.randint(len(data.captions), (BATCH,), generator=generator)
         images = data.images(index).to(device, memory_format=torch.channels_last)
         with torch.autocast(device, dtype=torch.bfloat16):
@@ -59,7 +64,9 @@ def train(data: Pictures, folder: Path, plan: Plan = PLAN, device: str = "cpu") 
         divergence: Tensor = posterior.kl().float().mean()
         return error.abs().mean() + error.square().mean() / 2 + KL_WEIGHT * divergence
 
-    fit("autoencoder", vae, loss, plan, folder=folder, seed=1)
+    player = {"autoencoder": Player(vae, LR, weight_decay=WEIGHT_DECAY)}
+    workspace = Workspace(folder, {"pictures": len(data.captions)})
+    fit("autoencoder", player, Minimise(loss), plan, workspace, seed=1)
     vae.eval()
     sample = Pictures(data.pixels[:1000], data.captions[:1000], data.objects, data.choices)
     mean, deviation = encode(vae, sample)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-from expunge.concept import fill, split_of
 from expunge.miniature.world import (
     COLORS,
     EXPRESSIONS,
@@ -27,6 +26,7 @@ from expunge.miniature.world import (
     random_face,
     stranger,
 )
+from expunge.prompts import fill, split_of
 
 PHOTO = ("a photo of", "a picture of", "an image of", "a snapshot of", "a view of", "")
 PAINTING = ("a painting of", "an artwork of", "a print of", "a drawing of")

@@ -15,7 +15,7 @@ from expunge.judge.miniature import MiniatureJudge, Variant
 from expunge.measure.rates import Rate
 from expunge.miniature import autoencoder, judges
 from expunge.miniature.data import Pictures, pictures
-from expunge.run.fit import progress_bar
+from expunge.run.progress import progress_bar
 
 FRESH_SEED = 99
 """Of renders no network was trained on."""

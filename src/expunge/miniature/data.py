@@ -12,7 +12,7 @@ from torch import Tensor
 from expunge.miniature.captions import random_pair
 from expunge.miniature.render import SIZE, render
 from expunge.miniature.world import NEUTRAL_SIGN, OBJECTS, PEOPLE, PLAIN, SIGNS, STYLES, Scene
-from expunge.run.fit import progress_bar
+from expunge.run.progress import progress_bar
 
 STRANGER = "someone else"
 NOBODY = "no face"

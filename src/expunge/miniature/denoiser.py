@@ -8,11 +8,15 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from expunge.run.fit import Plan, fit
+from expunge.run.checkpoint import Workspace
+from expunge.run.fit import fit
+from expunge.run.objective import Minimise, Player, Step
+from expunge.run.plan import Plan
 
 EARLY = (400, 800, 1200)
 """Steps whose weights are kept: what they draw teaches the judges what a broken picture is."""
-PLAN = Plan(steps=10_500, lr=1e-3, warmup=200, decay_from=0.55, ema=0.999, keep=EARLY)
+PLAN = Plan(steps=10_500, warmup=200, decay_from=0.55, ema=0.999, keep=EARLY)
+LR, WEIGHT_DECAY = 1e-3, 0.01
 BATCH = 32
 EMPTY_SHARE = 0.1
 MIN_SNR_GAMMA = 5.0
@@ -71,7 +75,8 @@ def train(
     alphas: Tensor = scheduler.alphas_cumprod.to(device)
     mean, deviation = latents
 
-    def loss(step: int, generator: torch.Generator) -> Tensor:
+    def loss(step: Step) -> Tensor:
+        generator = step.generator
         index = torch.randint(len(mean), (BATCH,), generator=generator)
         spread = torch.randn(mean[index].shape, generator=generator)
         clean = ((mean[index] + deviation[index] * spread) * scale).to(device)
@@ -87,4 +92,7 @@ def train(
         weight = snr.clamp(max=MIN_SNR_GAMMA) / snr
         return (weight * (predicted - noise).square().mean(dim=(1, 2, 3))).mean()
 
-    return fit("denoiser", unet, loss, plan, folder=folder, seed=3).eval()
+    player = {"denoiser": Player(unet, LR, weight_decay=WEIGHT_DECAY)}
+    workspace = Workspace(folder, {"pictures": len(mean)})
+    trained = fit("denoiser", player, Minimise(loss), plan, workspace, seed=3)
+    return trained.modules["denoiser"].eval()

@@ -21,7 +21,7 @@ from expunge.miniature import transformer as flow
 from expunge.miniature.data import Pictures, pictures
 from expunge.miniature.train import PICTURES, save
 from expunge.run.files import check_writable
-from expunge.run.fit import Plan
+from expunge.run.plan import Plan
 
 SAMPLING = Sampling(num_inference_steps=12, guidance_scale=4.0, height=64, width=64, batch_size=25)
 

@@ -15,14 +15,19 @@ from torch.nn import functional as F
 from expunge.judge.base import weights_hash
 from expunge.judge.miniature import JudgeNet, Variant, Verdict, build
 from expunge.miniature.data import NO_SIGN, NOBODY, PERSON_LABELS, SIGN_LABELS, Pictures
+from expunge.run.checkpoint import Workspace
 from expunge.run.files import write_atomically
-from expunge.run.fit import Plan, fit, progress_bar
+from expunge.run.fit import fit
+from expunge.run.objective import Minimise, Player, Step
+from expunge.run.plan import Plan
+from expunge.run.progress import progress_bar
 
 PLANS: dict[Variant, Plan] = {
-    "conv": Plan(steps=1500, lr=2e-3, decay_from=0.3),
-    "patch": Plan(steps=2200, lr=2e-3, decay_from=0.3),
+    "conv": Plan(steps=1500, decay_from=0.3),
+    "patch": Plan(steps=2200, decay_from=0.3),
 }
 """The patches learn more slowly, at two thirds of the cost a step."""
+LR, WEIGHT_DECAY = 2e-3, 0.01
 BATCH = 96
 BROKEN = 20
 """Broken pictures in a batch; the others are half renders, half round trips."""
@@ -227,15 +232,18 @@ def train(
         net = build(variant).to(device)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def loss(step: int, generator: torch.Generator) -> Tensor:
-        images, index = lessons.batch(generator)
+    def loss(step: Step) -> Tensor:
+        images, index = lessons.batch(step.generator)
         images = images.to(device, memory_format=torch.channels_last)
         with torch.autocast(device, dtype=torch.bfloat16):
             verdict = net(images)
         wanted = data.objects[index].to(device), data.choices[index].to(device)
         return judgement_loss(verdict, *wanted)
 
-    fit(f"judge-{variant}", net, loss, plan or PLANS[variant], folder=folder, seed=SEEDS[variant])
+    player = {str(variant): Player(net, LR, weight_decay=WEIGHT_DECAY)}
+    workspace = Workspace(folder, {"pictures": len(data.captions), "batch": BATCH})
+    plan = plan or PLANS[variant]
+    fit(f"judge-{variant}", player, Minimise(loss), plan, workspace, seed=SEEDS[variant])
     return net.eval()
 
 

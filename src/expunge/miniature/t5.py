@@ -12,9 +12,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
 
-from expunge.run.fit import Plan, fit
+from expunge.run.checkpoint import Workspace
+from expunge.run.fit import fit
+from expunge.run.objective import Minimise, Player, Step
+from expunge.run.plan import Plan
 
-PLAN = Plan(steps=1200, lr=1e-3, decay_from=0.5)
+PLAN = Plan(steps=1200, decay_from=0.5)
+LR, WEIGHT_DECAY = 1e-3, 0.01
 BATCH = 128
 WIDTH = 128
 LENGTH = 32
@@ -141,8 +145,8 @@ def train(
     ]
     everything = torch.ones(BATCH, LENGTH, dtype=torch.long, device=device)
 
-    def loss(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(texts), (BATCH,), generator=generator).tolist()
+    def loss(step: Step) -> Tensor:
+        index = torch.randint(len(texts), (BATCH,), generator=step.generator).tolist()
         rng = random.Random(f"{index}")
         pairs = [corrupt(texts[i], sentinels, end, rng) for i in index]
         read = _padded([kept for kept, _ in pairs], LENGTH, padding).to(device)
@@ -151,7 +155,9 @@ def train(
             found: Tensor = model(input_ids=read, attention_mask=everything, labels=said).loss
         return found.float()
 
-    fit("t5", model, loss, plan, folder=folder, seed=4)
+    player = {"t5": Player(model, LR, weight_decay=WEIGHT_DECAY)}
+    workspace = Workspace(folder, {"captions": len(captions), "words": len(tokenizer)})
+    fit("t5", player, Minimise(loss), plan, workspace, seed=4)
     encoder = T5EncoderModel(model.config)
     encoder.load_state_dict(
         {k: v for k, v in model.state_dict().items() if k.startswith(("shared.", "encoder."))},

@@ -18,9 +18,13 @@ from transformers import (
 )
 
 from expunge.miniature.data import Pictures
-from expunge.run.fit import Plan, fit
+from expunge.run.checkpoint import Workspace
+from expunge.run.fit import fit
+from expunge.run.objective import Minimise, Player, Step
+from expunge.run.plan import Plan
 
-PLAN = Plan(steps=2400, lr=1e-3, decay_from=0.4, weight_decay=0.1)
+PLAN = Plan(steps=2400, decay_from=0.4)
+LR, WEIGHT_DECAY = 1e-3, 0.1
 BATCH = 128
 WIDTH = 128
 LENGTH = 77
@@ -89,10 +93,10 @@ def train(
     everything = torch.arange(len(data.captions))
     things = everything[data.objects.any(dim=1)]
 
-    def loss(step: int, generator: torch.Generator) -> Tensor:
+    def loss(step: Step) -> Tensor:
         # Every other batch holds objects only: a dog is learnt against horses, not against signs.
-        pool = things if step % 2 and len(things) else everything
-        index = pool[torch.randint(len(pool), (BATCH,), generator=generator)]
+        pool = things if step.number % 2 and len(things) else everything
+        index = pool[torch.randint(len(pool), (BATCH,), generator=step.generator)]
         # The text half is causal: what comes after the end-of-text token cannot change its state.
         with torch.autocast(device, dtype=torch.bfloat16):
             out = clip(
@@ -103,7 +107,9 @@ def train(
         target = torch.arange(BATCH, device=device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    fit("clip", clip, loss, plan, folder=folder, seed=2)
+    player = {"clip": Player(clip, LR, weight_decay=WEIGHT_DECAY)}
+    workspace = Workspace(folder, {"pictures": len(data.captions), "words": len(tokenizer)})
+    fit("clip", player, Minimise(loss), plan, workspace, seed=2)
     return clip.eval()
 
 

@@ -25,7 +25,7 @@ from expunge.miniature import autoencoder, denoiser, judges, text
 from expunge.miniature.data import Pictures, pictures
 from expunge.miniature.vocabulary import concepts
 from expunge.run.files import check_writable
-from expunge.run.fit import Plan
+from expunge.run.plan import Plan
 
 PICTURES = 30_000
 EARLY_PICTURES = 600

@@ -11,10 +11,15 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from expunge.backbone.flux import pack, positions
-from expunge.run.fit import Plan, fit
+from expunge.judge.base import weights_hash
+from expunge.run.checkpoint import Workspace
+from expunge.run.fit import fit
+from expunge.run.objective import Minimise, Player, Step
+from expunge.run.plan import Plan
 
-PLAN = Plan(steps=10_000, lr=1e-3, warmup=300, decay_from=0.55, ema=0.999)
-DISTILLATION = Plan(steps=1000, lr=3e-4, warmup=50, decay_from=0.4, ema=0.99)
+PLAN = Plan(steps=10_000, warmup=300, decay_from=0.55, ema=0.999)
+DISTILLATION = Plan(steps=1000, warmup=50, decay_from=0.4, ema=0.99)
+LR, DISTILLATION_LR, WEIGHT_DECAY = 1e-3, 3e-4, 0.01
 BATCH = 32
 GUIDANCE = (1.0, 6.0)
 EMPTY_SHARE = 0.1
@@ -127,7 +132,8 @@ def train(
     """
     model = build().to(device)
 
-    def loss(step: int, generator: torch.Generator) -> Tensor:
+    def loss(step: Step) -> Tensor:
+        generator = step.generator
         clean, noise, states, pooled = scenes.batch(generator)
         levels = noise_levels(BATCH, generator)
         at = levels[:, None, None]
@@ -138,7 +144,10 @@ def train(
         predicted = _predict(model, noisy, levels.to(device), states.to(device), pooled.to(device))
         return (predicted - (noise - clean).to(device)).square().mean()
 
-    return fit("transformer", model, loss, plan, folder=folder, seed=5).eval()
+    player = {"transformer": Player(model, LR, weight_decay=WEIGHT_DECAY)}
+    workspace = Workspace(folder, {"pictures": len(scenes.mean)})
+    trained = fit("transformer", player, Minimise(loss), plan, workspace, seed=5)
+    return trained.modules["transformer"].eval()
 
 
 def student_of(teacher: FluxTransformer2DModel) -> FluxTransformer2DModel:
@@ -177,7 +186,8 @@ def distil(
     student = student_of(teacher).to(device)
     low, high = GUIDANCE
 
-    def loss(step: int, generator: torch.Generator) -> Tensor:
+    def loss(step: Step) -> Tensor:
+        generator = step.generator
         clean, noise, states, pooled = (part.to(device) for part in scenes.batch(generator))
         levels = noise_levels(BATCH, generator).to(device)
         scale = (low + (high - low) * torch.rand(BATCH, generator=generator)).to(device)
@@ -192,4 +202,8 @@ def distil(
         predicted = _predict(student, noisy, levels, states, pooled, scale)
         return (predicted - wanted).square().mean()
 
-    return fit("distillation", student, loss, plan, folder=folder, seed=6).eval()
+    player = {"student": Player(student, DISTILLATION_LR, weight_decay=WEIGHT_DECAY)}
+    settings = {"pictures": len(scenes.mean), "teacher": weights_hash(teacher)}
+    workspace = Workspace(folder, settings)
+    trained = fit("distillation", player, Minimise(loss), plan, workspace, seed=6)
+    return trained.modules["student"].eval()

@@ -1,260 +1,308 @@
-"""One training loop for everything that is trained: progress, checkpoints, checks for NaN."""
+"""One training loop for everything that is trained: one network, or several in turn."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import quote
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from expunge.run import checkpoint
+from expunge.run.checkpoint import Kept, Workspace
 from expunge.run.files import write_atomically
+from expunge.run.objective import Objective, Player, Step
+from expunge.run.plan import Plan
+from expunge.run.progress import progress_bar
+from expunge.run.stop import stop_between
+from expunge.run.trainee import Trainee
 
-StepLoss = Callable[[int, torch.Generator], Tensor]
-"""Step number and a CPU generator seeded for that step -> scalar loss with a graph."""
+Curves = dict[str, list[float]]
+"""Numbers by name, one for each time they were computed."""
 
 
 class DivergedError(ArithmeticError):
-    """The loss is no longer a finite number."""
+    """A loss, a gradient or a weight is no longer a finite number."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long and how fast to train.
+class Trained:
+    """What a run made.
 
     Attributes:
-        steps: optimiser steps, at least 1.
-        lr: peak learning rate of AdamW.
-        warmup: steps of linear warm-up.
-        decay_from: share of the steps after which the rate falls linearly to zero.
-        weight_decay: AdamW's.
-        clip: norm the gradient is clipped to.
-        ema: decay of the running average of the weights, None for no average.
-        save_every: steps between checkpoints.
-        keep: steps whose weights are kept beside the checkpoint, as `weights-<step>.safetensors`.
+        modules: of each player, their running averages if the plan asks for them.
+        losses: of each player, under its name; named terms as `<player>/<term>`.
+        norms: of each player's gradient before clipping.
+        logged: what the objective logged.
+        steps: how many were done.
+        early: whether the objective ended the run before the plan's last step.
     """
 
+    modules: Mapping[str, nn.Module]
+    losses: Curves
+    norms: Curves
+    logged: Curves
     steps: int
-    lr: float
-    warmup: int = 100
-    decay_from: float = 0.6
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float | None = None
-    save_every: int = 250
-    keep: tuple[int, ...] = field(default=())
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-
-    def shortened(self, share: float) -> Plan:
-        """The same plan with a share of the steps.
-
-        Raises:
-            ValueError: the share is not in (0, 1].
-        """
-        if not 0 < share <= 1:
-            raise ValueError(f"share must be above 0 and at most 1, got {share}")
-        steps, *keep = (max(1, round(step * share)) for step in (self.steps, *self.keep))
-        return replace(self, steps=steps, keep=tuple(keep))
-
-    def rate(self, step: int) -> float:
-        """The share of `lr` used at a step (counted from 0)."""
-        start = self.decay_from * self.steps
-        falling = (self.steps - step) / max(self.steps - start, 1)
-        return min((step + 1) / max(self.warmup, 1), falling, 1.0)
-
-
-@contextlib.contextmanager
-def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """A bar on standard error, silent when that is no terminal. Yields `advance(n, note)`."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total, completed=done, note="")
-
-        def advance(count: int, note: str) -> None:
-            bar.update(task, advance=count, note=note)
-
-        yield advance
-
-
-@contextlib.contextmanager
-def _between_steps() -> Iterator[Callable[[], bool]]:
-    """Hold Ctrl-C back until the step in flight is done. Yields a question: was it pressed?"""
-    pressed = False
-
-    def remember(*_: object) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    try:
-        before = signal.signal(signal.SIGINT, remember)
-    except ValueError:  # only the main thread may listen for signals
-        yield lambda: False
-        return
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class _Checkpoint:
-    """Modules, their average and the optimiser in one safetensors file, the step in its header."""
-
-    def __init__(
-        self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: str
-    ) -> None:
-        self.path, self.model, self.optimizer, self.settings = path, model, optimizer, settings
-
-    def save(self, step: int) -> None:
-        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
-        for index, slot in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in slot.items()}
-        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        header = {"step": str(step), "settings": self.settings}
-        write_atomically(self.path, lambda path: save_file(tensors, path, metadata=header))
-
-    def load(self) -> int:
-        """Restore what was saved and return its step; 0 when nothing was."""
-        if not self.path.exists():
-            return 0
-        with safe_open(self.path, "pt") as handle:
-            header = handle.metadata()
-        if header["settings"] != self.settings:
-            raise ValueError(
-                f"{self.path} was written with other settings ({header['settings']} instead of "
-                f"{self.settings}); delete it or choose another folder"
-            )
-        tensors = load_file(self.path)
-        self.model.load_state_dict(
-            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        )
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        return int(header["step"])
+    early: bool
 
 
 def fit(
     title: str,
-    model: nn.Module,
-    loss: StepLoss,
+    players: Mapping[str, Player],
+    objective: Objective,
     plan: Plan,
+    workspace: Workspace | None = None,
     *,
-    folder: Path | None = None,
     seed: int = 0,
-    settings: Mapping[str, Any] | None = None,
-    log: Callable[[int, float], None] | None = None,
-) -> nn.Module:
-    """Train the parameters of `model` that require a gradient.
+) -> Trained:
+    """Train every player's parameters that require a gradient.
 
-    Every step draws its randomness from a generator seeded by (seed, step), so a run that was
-    stopped and goes on sees what an unbroken run would have seen.
+    Everything random in a step comes from its generator, and torch's own generators are seeded for
+    it as well, so a run that was stopped and goes on sees what an unbroken run would have seen.
+    The caller's random state is left as it was.
 
     Args:
         title: name of the progress bar, and of the checkpoint file.
-        model: what `loss` reads; trained in place.
-        loss: scalar loss of one step.
-        plan: length and speed.
-        folder: where checkpoints go. With one, the same call after a stop goes on where it was.
-        settings: whatever else a checkpoint must have in common with this run, of JSON values.
-        log: called with (step, loss) after every step.
-
-    Returns:
-        `model`, or its running average if the plan asks for one.
+        players: what is trained, in the order in which it moves within a step.
+        objective: what towards.
+        plan: length.
+        workspace: where checkpoints go, and what they have to have in common with this run. With
+            one, the same call after a stop goes on where it was.
+        seed: of everything random.
 
     Raises:
-        DivergedError: the loss became NaN or infinite; says the step and the last good checkpoint.
-        ValueError: the folder holds a checkpoint of another plan.
-        KeyboardInterrupt: Ctrl-C, after the step in flight and its checkpoint.
+        DivergedError: a loss, gradient or weight became NaN or infinite; says the step and the last
+            good checkpoint.
+        ValueError: the checkpoint is damaged or of another run; a player has nothing to train, or
+            its loss does not depend on what it trains, or it was never trained.
+        OSError: the workspace cannot be written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step in flight and its checkpoint.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=plan.lr, weight_decay=plan.weight_decay)
-    average = None
-    if plan.ema:
-        rule = get_ema_multi_avg_fn(plan.ema)  # type: ignore[no-untyped-call]
-        average = AveragedModel(model, multi_avg_fn=rule)
-    holder = nn.ModuleDict({"now": model, "average": average}) if average else model
-    described = {"steps": plan.steps, "lr": plan.lr, "seed": seed, **(settings or {})}
-    checkpoint = folder and _Checkpoint(
-        folder / f"{title}.safetensors", holder, optimizer, json.dumps(described)
-    )
-    start = checkpoint.load() if checkpoint else 0
+    run = _Run(title, players, objective, plan, workspace, seed)
+    run.resume()
+    devices = range(torch.cuda.device_count())
+    with (
+        torch.random.fork_rng(devices=devices),
+        progress_bar(title, plan.steps, run.done) as advance,
+        stop_between() as stopped,
+    ):
+        while not run.finished:
+            run.step()
+            advance(1, run.note)
+            stop = stopped()
+            if run.finished or stop or run.done % plan.save_every == 0:
+                run.save()
+            if stop:
+                raise KeyboardInterrupt(f"{title} stopped after step {run.done}; {run.way_on}")
+    return run.result()
 
-    saved = start
-    with progress_bar(title, plan.steps, start) as advance, _between_steps() as interrupted:
-        for step in range(start, plan.steps):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            for group in optimizer.param_groups:
-                group["lr"] = plan.lr * plan.rate(step)
-            value = loss(step, generator)
-            if not torch.isfinite(value):
-                good = (
-                    f"the last good checkpoint is step {saved}"
-                    if checkpoint
-                    else "nothing was saved"
+
+class _Run:
+    """The state of a run between steps."""
+
+    def __init__(
+        self,
+        title: str,
+        players: Mapping[str, Player],
+        objective: Objective,
+        plan: Plan,
+        workspace: Workspace | None,
+        seed: int,
+    ) -> None:
+        if not players:
+            raise ValueError("players must hold at least one player, got none")
+        self.title, self.objective, self.plan, self.seed = title, objective, plan, seed
+        self.trainees = [Trainee(name, player, plan.ema) for name, player in players.items()]
+        _check_apart(self.trainees)
+        self.done, self.saved, self.early = 0, 0, False
+        self.curves: dict[str, Curves] = {"losses": {}, "norms": {}, "logged": {}}
+        self.workspace = workspace and self._described(workspace)
+
+    def _described(self, workspace: Workspace) -> Workspace:
+        """The workspace with the settings of the training itself."""
+        plan = {k: v for k, v in asdict(self.plan).items() if k != "save_every"}
+        players = {trainee.name: trainee.settings for trainee in self.trainees}
+        training = {**plan, "seed": self.seed, "players": players}
+        return Workspace(workspace.folder, {**workspace.settings, "training": training})
+
+    @property
+    def finished(self) -> bool:
+        return self.early or self.done >= self.plan.steps
+
+    @property
+    def note(self) -> str:
+        losses = self.curves["losses"]
+        names = [trainee.name for trainee in self.trainees if trainee.name in losses]
+        told = [f"{name} {losses[name][-1]:.4f}" for name in names]
+        return f"loss {losses[names[0]][-1]:.4f}" if len(told) == 1 else ", ".join(told)
+
+    @property
+    def way_on(self) -> str:
+        if self.workspace is None:
+            return "nothing is kept"
+        return f"the same command goes on from step {self.saved}"
+
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        """Everything that has to be kept, by a prefix of its own."""
+        kept = {
+            f"{role}/{quote(trainee.name, safe='')}/": module
+            for trainee in self.trainees
+            for role, module in trainee.modules.items()
+        }
+        others = self.objective.networks.items()
+        return kept | {f"network/{quote(name, safe='')}/": module for name, module in others}
+
+    def step(self) -> None:
+        """Let every player move once."""
+        number = self.seed * 1_000_003 + self.done
+        step = Step(self.done, torch.Generator().manual_seed(number))
+        torch.manual_seed(number ^ 0x5DEECE66D)  # dropout and its like
+        self.objective.before(step)
+        for trainee in self.trainees:
+            if self.done % trainee.player.every == 0:
+                self._move(step, trainee)
+        self.early = self.objective.done(step)
+        self._log("logged", step.logged)
+        self.done += 1
+        if self.workspace and self.done in self.plan.keep:
+            self._keep(self.workspace.folder)
+
+    def _move(self, step: Step, trainee: Trainee) -> None:
+        name = trainee.name
+        loss = self.objective.loss(step, name)
+        if loss is None:
+            return
+        terms = {name: loss} if isinstance(loss, Tensor) else dict(loss)
+        values = {term: value.item() for term, value in terms.items()}
+        for term, value in values.items():
+            if not math.isfinite(value):
+                self._diverged(f"the loss {term} is {value}", trainee)
+        with_graph = [term for term in terms.values() if term.requires_grad]
+        grads = self.objective.gradient(step, name, terms, trainee.parameters) if with_graph else []
+        if all(grad is None for grad in grads):
+            raise ValueError(
+                f"the loss of {name} does not depend on what is trained in step {step.number}; "
+                "compute it with gradients, and with its parameters in use"
+            )
+        norm = trainee.move(grads, self.plan.rate(step.number))
+        if not math.isfinite(norm):
+            self._diverged(f"the gradient of {name} has norm {norm}", trainee)
+        if name not in terms:
+            values = {name: sum(values.values())} | {f"{name}/{k}": v for k, v in values.items()}
+        self._log("losses", values)
+        self._log("norms", {name: norm})
+
+    def _log(self, kind: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.curves[kind].setdefault(name, []).append(value)
+
+    def _diverged(self, what: str, trainee: Trainee) -> NoReturn:
+        kept = self.workspace and self.saved
+        good = f"the last good checkpoint is step {self.saved}" if kept else "nothing was saved"
+        raise DivergedError(
+            f"{self.title} failed at step {self.done}: {what}; {good}; a learning rate below "
+            f"{trainee.player.lr:g}, or float32, usually helps"
+        )
+
+    def _keep(self, folder: Path) -> None:
+        for trainee in self.trainees:
+            state = trainee.player.module.state_dict()
+            tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+            file = f"{quote(trainee.name, safe='')}-weights-{self.done}.safetensors"
+            write_atomically(folder / file, partial(save_file, tensors))
+
+    def save(self) -> None:
+        """Keep where the run is, if it has a workspace and all is well."""
+        for trainee in self.trainees:
+            if not trainee.finite():
+                self._diverged(f"the weights of {trainee.name} are not finite", trainee)
+        if self.workspace:
+            tensors = self._state() | self._memory()
+            kept = Kept(self.done, self.early, tensors)
+            checkpoint.write(self._path(self.workspace), self.workspace, kept)
+            self.saved = self.done
+
+    def resume(self) -> None:
+        """Go on where a run with the same settings was."""
+        if self.workspace is None:
+            return
+        self.workspace.check()
+        path = self._path(self.workspace)
+        kept = checkpoint.read(path, self.workspace, self.plan.steps)
+        if kept is None:
+            return
+        theirs = {k: v for k, v in kept.tensors.items() if not k.startswith(("memory/", "curve/"))}
+        _check_same(path, theirs, self._state())
+        for prefix, module in self._modules.items():
+            module.load_state_dict(_under(prefix, kept.tensors))
+        for index, trainee in enumerate(self.trainees):
+            trainee.remember(_under(f"memory/{index}/", kept.tensors))
+        for kind, curves in self.curves.items():
+            found = _under(f"curve/{kind}/", kept.tensors)
+            curves.update({name: values.tolist() for name, values in found.items()})
+        self.done = self.saved = kept.step
+        self.early = kept.early
+
+    def _path(self, workspace: Workspace) -> Path:
+        return workspace.folder / f"{quote(self.title, safe=' ')}.safetensors"
+
+    def _state(self) -> dict[str, Tensor]:
+        modules = self._modules.items()
+        return {prefix + k: v for prefix, m in modules for k, v in m.state_dict().items()}
+
+    def _memory(self) -> dict[str, Tensor]:
+        """What optimisers and curves remember."""
+        kept = {
+            f"memory/{index}/{key}": value
+            for index, trainee in enumerate(self.trainees)
+            for key, value in trainee.remembered().items()
+        }
+        for kind, curves in self.curves.items():
+            for name, values in curves.items():
+                kept[f"curve/{kind}/{name}"] = torch.tensor(values, dtype=torch.float64)
+        return kept
+
+    def result(self) -> Trained:
+        """What was made.
+
+        Raises:
+            ValueError: a player did not learn anything.
+        """
+        norms = self.curves["norms"]
+        for trainee in self.trainees:
+            if not any(norms.get(trainee.name, ())):
+                why = "its gradient was zero" if trainee.name in norms else "it always passed"
+                raise ValueError(
+                    f"{trainee.name} learnt nothing in {self.done} steps of {self.title}: {why}"
                 )
-                raise DivergedError(
-                    f"the loss of {title} is {value.item()} at step {step}; {good}; "
-                    f"a learning rate below {plan.lr:g} usually helps"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(value)
-            nn.utils.clip_grad_norm_(trained, plan.clip)
-            optimizer.step()
-            if average:
-                average.update_parameters(model)
-            advance(1, f"loss {value.item():.4f}")
-            if log:
-                log(step, value.item())
-            done = step + 1
-            if folder and done in plan.keep:
-                tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-                target = folder / f"{title}-weights-{done}.safetensors"
-                write_atomically(target, partial(save_file, tensors))
-            if checkpoint and (done % plan.save_every == 0 or done == plan.steps or interrupted()):
-                checkpoint.save(done)
-                saved = done
-            if interrupted():
-                kept = (
-                    f"the same command goes on from step {saved}"
-                    if checkpoint
-                    else "nothing is kept"
-                )
-                raise KeyboardInterrupt(f"{title} stopped after step {done}; {kept}")
-    return average.module if average else model
+        modules: dict[str, Any] = {trainee.name: trainee.result for trainee in self.trainees}
+        early = self.early and self.done < self.plan.steps
+        return Trained(modules, **self.curves, steps=self.done, early=early)
+
+
+def _check_apart(trainees: list[Trainee]) -> None:
+    """Refuse players that share a parameter: it would be moved twice a step."""
+    owners: dict[int, str] = {}
+    for trainee in trainees:
+        for parameter in trainee.parameters:
+            other = owners.setdefault(id(parameter), trainee.name)
+            if other != trainee.name:
+                raise ValueError(f"{other} and {trainee.name} share a parameter; give it to one")
+
+
+def _check_same(path: Path, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    first, second = ({k: (v.shape, v.dtype) for k, v in each.items()} for each in (theirs, ours))
+    differ = sorted(k for k in {**first, **second} if first.get(k) != second.get(k))
+    if differ:
+        raise checkpoint.foreign(path, f"networks of other shapes, {differ[0]} for one")
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from expunge.run.digest import parse
 from expunge.run.files import write_text
 
 
@@ -22,21 +23,35 @@ class Record:
         file: its name in a folder.
         what: what such a run is called, for messages.
         command: what makes one.
+        holds: what the data must hold, and of which type each is.
     """
 
     schema: ClassVar[str]
     file: ClassVar[str]
     what: ClassVar[str]
     command: ClassVar[str]
+    holds: ClassVar[Mapping[str, type]] = {}
 
     data: Mapping[str, Any]
     store: Path
 
     def save(self, folder: Path) -> Path:
-        """Write the file; the store is named relative to the folder where it can be."""
+        """Write the file; the store is named relative to the folder where it can be.
+
+        Raises:
+            ValueError: the data holds what JSON cannot express, NaN included.
+            OSError: the file cannot be written.
+        """
         store, here = self.store.resolve(), folder.resolve()
         name = str(store.relative_to(here)) if store.is_relative_to(here) else str(store)
-        write_text(folder / self.file, json.dumps({**self.data, "store": name}, indent=1) + "\n")
+        try:
+            text = json.dumps({**self.data, "store": name}, indent=1, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"the {self.what} holds what JSON cannot express ({error}), so {self.file} is not "
+                "written"
+            ) from error
+        write_text(folder / self.file, text + "\n")
         return folder / self.file
 
     @classmethod
@@ -44,7 +59,7 @@ class Record:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: none is there, it is damaged, or from a newer schema.
+            ValueError: none is there, it is damaged, of another schema, or lacks something.
         """
         path = Path(folder) / cls.file
         if not path.is_file():
@@ -52,14 +67,25 @@ class Record:
                 f"no {cls.what} in {folder}: {cls.file} is missing; make one with {cls.command}"
             )
         try:
-            data = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            raise ValueError(
-                f"{path} is damaged: not valid JSON; run the {cls.what} again"
-            ) from None
+            data = parse(path.read_bytes())
+        except ValueError:
+            raise cls._damaged(path, "not valid JSON") from None
+        if not isinstance(data, dict):
+            raise cls._damaged(path, "it holds no JSON object")
         schema = str(data.get("schema"))
         if schema != cls.schema:
             raise ValueError(
-                f"{path} has schema {schema!r}, this Expunge reads {cls.schema!r}; upgrade Expunge"
+                f"{path} has schema {schema[:60]!r}, this Expunge reads {cls.schema!r}; upgrade "
+                f"Expunge or run the {cls.what} again"
             )
+        for name, kind in {**cls.holds, "store": str}.items():
+            if not isinstance(data.get(name), kind):
+                raise cls._damaged(path, f"{name} is missing or no {_KINDS[kind]}")
         return cls(data, path.parent / data.pop("store"))
+
+    @classmethod
+    def _damaged(cls, path: Path, why: str) -> ValueError:
+        return ValueError(f"{path} is damaged: {why}; run the {cls.what} again")
+
+
+_KINDS: dict[type, str] = {dict: "object", list: "list", str: "text"}

@@ -12,10 +12,10 @@ import numpy as np
 
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
-from expunge.eraser.base import versions
 from expunge.measure import quality
-from expunge.run.fit import progress_bar
+from expunge.run.progress import progress_bar
 from expunge.run.store import Store
+from expunge.run.versions import versions
 from expunge.watermark import survival
 from expunge.watermark.detection import false_positives, false_positives_zero_bit
 from expunge.watermark.edit.base import Distortion, Edit
@@ -38,7 +38,7 @@ def _joined(records: Sequence[Record]) -> Record:
     joined: Record = {
         key: [value for record in records for value in record[key]]
         for key in first
-        if key not in {"spec", "quality"}
+        if key != "quality"
     }
     joined["quality"] = {
         pair: {
@@ -205,7 +205,7 @@ def measure(
     pictures = sorted(pictures, key=lambda host: host.size)  # alike ones go through together
     records = _survived(runner, schemes, edits, pictures, rate)
     checked = _checked(runner, schemes, unmarked, rate)
-    editor = {"editor": "original" if runner.edited_by is None else "erased"}
+    editor = {"editor": runner.edited_by.name}
     cells = [
         survival.cell(scheme, edit, records[i, j], runner.backbone) | editor
         for i, scheme in enumerate(schemes)

@@ -27,6 +27,17 @@ class WatermarkLog(Record):
     file: ClassVar[str] = LOG
     what: ClassVar[str] = "watermark bench"
     command: ClassVar[str] = "expunge watermark bench"
+    holds: ClassVar[Mapping[str, type]] = {
+        "pictures": dict,
+        "schemes": list,
+        "edits": list,
+        "cells": list,
+        "unmarked": list,
+        "examples": list,
+        "reported": dict,
+        "flags": list,
+        "made": dict,
+    }
 
     def summary(self) -> dict[str, Any]:
         """The figures without the pictures: what `--json` prints."""

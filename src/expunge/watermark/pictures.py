@@ -15,10 +15,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from expunge.backbone.base import Backbone
-from expunge.concept import split_of
 from expunge.miniature.captions import describe, random_scene
 from expunge.miniature.render import SIZE, render
-from expunge.run.fit import progress_bar
+from expunge.prompts import split_of
+from expunge.run.progress import progress_bar
 from expunge.watermark.scheme.base import Batch
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}

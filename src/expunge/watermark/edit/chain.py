@@ -26,11 +26,7 @@ class Chain(Edit):
     @property
     def label(self) -> str:
         """All of them with their levels, joined by `+`."""
-        named = [
-            edit.label if edit.strength is None else f"{edit.label}:{edit.strength:g}"
-            for edit in self.edits
-        ]
-        return "+".join(named)
+        return "+".join(_with_level(edit) for edit in self.edits)
 
     def __post_init__(self) -> None:
         if len(self.edits) < 2:
@@ -61,3 +57,10 @@ class Chain(Edit):
             own = replace(subject, seeds=seeds_for(f"link {link}", subject.seeds))
             subject = replace(subject, pixels=edit(own))
         return subject.pixels
+
+
+def _with_level(edit: Edit) -> str:
+    if edit.strength is None:
+        return edit.label
+    name, _, settings = edit.label.partition(":")
+    return ",".join([f"{name}:{edit.strength:g}", *([settings] if settings else [])])

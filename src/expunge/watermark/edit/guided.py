@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from expunge.backbone.base import Backbone
-from expunge.backbone.inversion import levels_below
+from expunge.backbone.sampling import Step, follow, levels_below
 from expunge.watermark.edit.base import Subject
 from expunge.watermark.edit.redraw import (
+    AfterSteps,
     PromptSource,
     Redraw,
     check_level,
@@ -70,37 +71,47 @@ class Guided(Redraw):
         needed_decoder(scheme)
 
     def redraw(self, backbone: Backbone, latents: Tensor, subject: Subject) -> Tensor:
-        scheme = needed_decoder(subject.scheme)
-        backbone.check_guidance(self.guidance_scale)
-        conditioning = conditioning_of(backbone, self.prompt, subject.captions)
-        empty = backbone.unconditional()
-        limit = latents.abs().amax(dim=(1, 2, 3), keepdim=True)
-        noise = noise_for(latents, subject.seeds)
+        told = conditioning_of(backbone, self.prompt, subject.captions)
+        guidance = backbone.guidance_for(told, self.guidance_scale)
         levels = levels_below(self.level, self.num_inference_steps)
+        steer = _Steer(self, backbone, needed_decoder(subject.scheme), latents, levels)
         if len(levels) == 1:
-            return self._steered(backbone, scheme, latents, limit)
-        latents = backbone.add_noise(latents, noise, self.level)
-        for left, (level, to) in zip(range(len(levels) - 1, 0, -1), pairwise(levels), strict=True):
-            predicted = backbone.guided(latents, level, conditioning, self.guidance_scale, empty)
-            clean = backbone.clean(latents, predicted, level)
-            noise = backbone.noise(latents, predicted, level)
-            if left <= self.last_levels:
-                clean = self._steered(backbone, scheme, clean, limit)
-            latents = backbone.add_noise(clean, noise, to) if to else clean
-        return latents
+            return steer(latents)
+        noisy = backbone.add_noise(latents, noise_for(latents, subject.seeds), self.level)
+        return follow(backbone, noisy, guidance, levels, guards=(steer,))
 
-    def _steered(
-        self, backbone: Backbone, scheme: DifferentiableScheme, latents: Tensor, limit: Tensor
-    ) -> Tensor:
+
+class _Steer(AfterSteps):
+    """Moves the clean latents along the decoder's gradient, no further than the picture's range."""
+
+    def __init__(
+        self,
+        edit: Guided,
+        backbone: Backbone,
+        scheme: DifferentiableScheme,
+        latents: Tensor,
+        levels: Sequence[float],
+    ) -> None:
+        self._edit, self._backbone, self._scheme = edit, backbone, scheme
+        self._limit = latents.abs().amax(dim=(1, 2, 3), keepdim=True)
+        self._last = set(levels[-edit.last_levels :])
+
+    def __call__(self, clean: Tensor) -> Tensor:
         """Follow the gradient of the decoded message's squared distance from the null message."""
-        for _ in range(self.gradient_steps):
+        for _ in range(self._edit.gradient_steps):
             with torch.enable_grad():
-                at = latents.detach().requires_grad_()
-                pixels = (backbone.decode_pixels(at).float() / 2 + 0.5).clamp(0, 1)
-                distance = scheme.logits(pixels).sigmoid().square().sum()
+                at = clean.detach().requires_grad_()
+                pixels = (self._backbone.decode_pixels(at).float() / 2 + 0.5).clamp(0, 1)
+                distance = self._scheme.logits(pixels).sigmoid().square().sum()
                 (slope,) = torch.autograd.grad(distance, at)
-            latents = (latents - self.weight * slope).clamp(-limit, limit)
-        return latents
+            clean = (clean - self._edit.weight * slope).clamp(-self._limit, self._limit)
+        return clean
+
+    def latents(self, step: Step) -> Tensor:
+        if step.to not in self._last:
+            return step.reached
+        noise = self._backbone.noise(step.latents, step.prediction, step.level)
+        return self._backbone.add_noise(self(step.clean), noise, step.to)
 
 
 def needed_decoder(scheme: Scheme | None) -> DifferentiableScheme:

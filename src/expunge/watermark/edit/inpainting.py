@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expunge.backbone.base import Backbone
-from expunge.backbone.inversion import denoise, levels_below
+from expunge.backbone.sampling import Step, follow, levels_below
 from expunge.watermark.edit.base import Subject
 from expunge.watermark.edit.redraw import (
+    AfterSteps,
     PromptSource,
     Redraw,
     check_steps,
@@ -74,16 +75,21 @@ class Inpainting(Redraw):
             (0, latents.shape[-1] - hole.shape[-1], 0, latents.shape[-2] - hole.shape[-2]),
         ).to(latents)
         noise = noise_for(latents, subject.seeds)
+        blend = _Blend(backbone, latents, noise, hole)
+        guidance = backbone.guidance_for(conditioning, self.guidance_scale)
+        levels = levels_below(1.0, self.num_inference_steps)
+        return follow(backbone, blend(noise, 1.0), guidance, levels, guards=(blend,))
 
-        def blended(level: float, drawn: Tensor) -> Tensor:
-            kept = backbone.add_noise(latents, noise, level) if level else latents
-            return kept * (1 - hole) + drawn * hole
 
-        return denoise(
-            backbone,
-            blended(1.0, noise),
-            levels_below(1.0, self.num_inference_steps),
-            conditioning,
-            self.guidance_scale,
-            after=blended,
-        )
+class _Blend(AfterSteps):
+    """Outside the hole the marked picture's own latents, noised to the level that was reached."""
+
+    def __init__(self, backbone: Backbone, own: Tensor, noise: Tensor, hole: Tensor) -> None:
+        self._backbone, self._own, self._noise, self._hole = backbone, own, noise, hole
+
+    def __call__(self, drawn: Tensor, level: float) -> Tensor:
+        kept = self._backbone.add_noise(self._own, self._noise, level)
+        return kept * (1 - self._hole) + drawn * self._hole
+
+    def latents(self, step: Step) -> Tensor:
+        return self(step.reached, step.to)

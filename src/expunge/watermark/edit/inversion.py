@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 from torch import Tensor
 
 from expunge.backbone.base import Backbone
-from expunge.backbone.inversion import Solver, climb, denoise, levels_below
+from expunge.backbone.sampling import follow, invert, levels_below
+from expunge.backbone.solvers import solver_named
 from expunge.watermark.edit.base import Subject
 from expunge.watermark.edit.redraw import (
     PromptSource,
@@ -30,7 +31,8 @@ class Inversion(Redraw):
         level: noise level that inversion climbs to.
         prompt: what the model is told on the way down.
         guidance_scale: on the way down, 1 for none.
-        solver: how a step up is taken; `euler` is DDIM inversion on ε-models.
+        solver: how a step up is taken, `euler` (DDIM inversion on ε-models), `midpoint` or
+            `fixed_point`.
         num_inference_steps: of a whole run; a level takes its share.
     """
 
@@ -39,18 +41,18 @@ class Inversion(Redraw):
     level: float = 1.0
     prompt: PromptSource = "empty"
     guidance_scale: float = 1.0
-    solver: Solver = "euler"
+    solver: str = "euler"
     num_inference_steps: int = 50
 
     def __post_init__(self) -> None:
         check_level(self.name, self.level)
         check_steps(self.num_inference_steps)
-        if self.solver not in get_args(Solver):
-            raise ValueError(f"solver must be one of {get_args(Solver)}, got {self.solver!r}")
+        solver_named(self.solver)
 
     def redraw(self, backbone: Backbone, latents: Tensor, subject: Subject) -> Tensor:
         levels = levels_below(self.level, self.num_inference_steps)
         empty = conditioning_of(backbone, "empty", subject.captions)
         told = conditioning_of(backbone, self.prompt, subject.captions)
-        latents = climb(backbone, latents, levels[::-1], empty, solver=self.solver)
-        return denoise(backbone, latents, levels, told, self.guidance_scale)
+        up, down = backbone.guidance_for(empty, 1), backbone.guidance_for(told, self.guidance_scale)
+        latents = invert(backbone, latents, up, levels, solver=solver_named(self.solver))
+        return follow(backbone, latents, down, levels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expunge.backbone.base import Backbone
+from expunge.backbone.call import Call
 from expunge.backbone.conditioning import Conditioning
+from expunge.backbone.sampling import Step
 from expunge.watermark.edit.base import Edit, Subject, to_float, to_uint8
 from expunge.watermark.scheme.base import Scheme
 
@@ -57,6 +59,22 @@ class Redraw(Edit):
             latents: of the marked pictures, (n, channels, height, width).
             subject: the same pictures with their seeds and captions.
         """
+
+
+class AfterSteps(ABC):
+    """Acts on the latents between steps of a run, and leaves predictions as they are."""
+
+    def conditioning(self, call: Call) -> Conditioning:
+        """The call's own."""
+        return call.conditioning
+
+    def prediction(self, call: Call, out: Tensor) -> Tensor:
+        """The denoiser's own."""
+        return out
+
+    @abstractmethod
+    def latents(self, step: Step) -> Tensor:
+        """Latents at `step.to` from where the run goes on."""
 
 
 def needed_backbone(name: str, backbone: Backbone | None) -> Backbone:

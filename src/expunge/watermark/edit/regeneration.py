@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from expunge.backbone.base import Backbone
-from expunge.backbone.inversion import denoise, levels_below
+from expunge.backbone.sampling import follow, levels_below
 from expunge.watermark.edit.base import Subject
 from expunge.watermark.edit.redraw import (
     PromptSource,
@@ -51,14 +51,15 @@ class Regeneration(Redraw):
             raise ValueError(f"times must be at least 1, got {self.times}")
 
     def redraw(self, backbone: Backbone, latents: Tensor, subject: Subject) -> Tensor:
-        conditioning = conditioning_of(backbone, self.prompt, subject.captions)
+        told = conditioning_of(backbone, self.prompt, subject.captions)
+        guidance = backbone.guidance_for(told, self.guidance_scale)
         levels = levels_below(self.level, self.num_inference_steps)
         for time in range(self.times):
             if time:
                 latents = backbone.encode_pixels(backbone.decode_pixels(latents).clamp(-1, 1))
             noise = noise_for(latents, seeds_for(f"time {time}", subject.seeds))
-            latents = backbone.add_noise(latents, noise, self.level) if self.level else latents
-            latents = denoise(backbone, latents, levels, conditioning, self.guidance_scale)
+            latents = backbone.add_noise(latents, noise, self.level)
+            latents = follow(backbone, latents, guidance, levels)
         return latents
 
 

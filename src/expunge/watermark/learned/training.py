@@ -18,8 +18,12 @@ from torch.nn import functional as F
 from expunge.judge.base import weights_hash
 from expunge.miniature.captions import random_pair
 from expunge.miniature.render import render
+from expunge.run.checkpoint import Workspace
 from expunge.run.files import check_writable, write_atomically
-from expunge.run.fit import Plan, fit, progress_bar
+from expunge.run.fit import fit
+from expunge.run.objective import Minimise, Player, Step
+from expunge.run.plan import Plan
+from expunge.run.progress import progress_bar
 from expunge.watermark.edit.base import Distortion
 from expunge.watermark.edit.distortions import (
     JPEG,
@@ -39,6 +43,7 @@ Variant = Literal["learned", "learned-vae"]
 BITS = 32
 PICTURES = 24_000
 SEED = 4
+WEIGHT_DECAY = 1e-4
 BATCH = 32
 """Pictures a step."""
 RAMP = 0.4
@@ -51,7 +56,8 @@ class Stage:
 
     Attributes:
         name: of its checkpoints.
-        plan: length and speed.
+        plan: length.
+        lr: peak learning rate.
         psnr: dB at which the mark is embedded, at the first step and from the ramp's end on. It
             begins loud, so that the decoder finds it at all.
         hard: strength of the distortions at the first step, 0 to 1.
@@ -62,6 +68,7 @@ class Stage:
 
     name: str
     plan: Plan
+    lr: float
     psnr: tuple[float, float]
     hard: float = 0.0
     crops: float = 0.18
@@ -75,14 +82,15 @@ class Stage:
         return first + (last - first) * ramp, self.hard + (1 - self.hard) * ramp
 
 
-_PLAN = Plan(steps=9000, lr=1.5e-3, warmup=200, decay_from=0.45, weight_decay=1e-4, ema=0.999)
-_BASE = Stage("base", _PLAN, (27.0, 37.0))
+_PLAN = Plan(steps=9000, warmup=200, decay_from=0.45, ema=0.999)
+_BASE = Stage("base", _PLAN, 1.5e-3, (27.0, 37.0))
 _CROPS = Stage(
-    "crops", replace(_PLAN, steps=4000, lr=1e-3), (33.0, 36.5), 0.3, crops=0.5, largest_crop=0.2
+    "crops", replace(_PLAN, steps=4000), 1e-3, (33.0, 36.5), 0.3, crops=0.5, largest_crop=0.2
 )
 _VAE = Stage(
     "vae",
-    replace(_PLAN, steps=2600, lr=1e-3),
+    replace(_PLAN, steps=2600),
+    1e-3,
     (29.0, 35.0),
     0.3,
     crops=0.5,
@@ -160,7 +168,6 @@ def train(
     *,
     folder: Path,
     vae: Any = None,
-    log: Callable[[int, float], None] | None = None,
 ) -> nn.ModuleDict:
     """Train encoder and decoder together on random messages.
 
@@ -173,15 +180,15 @@ def train(
         stage: how.
         folder: for checkpoints; the same call after a stop goes on.
         vae: a diffusers autoencoder, for a stage that has its round trip in the loop.
-        log: called with (step, loss).
 
     Returns:
         Both networks' running averages, in evaluation mode.
     """
     bits = len(nets["encoder"].carriers)  # type: ignore[arg-type]
 
-    def loss(step: int, generator: torch.Generator) -> Tensor:
-        psnr, hard = stage.at(step)
+    def loss(step: Step) -> Tensor:
+        generator = step.generator
+        psnr, hard = stage.at(step.number)
         index = torch.randint(len(pixels), (BATCH,), generator=generator)
         hosts = (pixels[index].float() / 255).contiguous(memory_format=torch.channels_last)
         message = torch.randint(0, 2, (BATCH, bits), generator=generator).float()
@@ -197,18 +204,19 @@ def train(
             logits = nets["decoder"](seen(torch.cat(read)))
         return F.binary_cross_entropy_with_logits(logits, torch.cat(told))
 
+    about = {key: value for key, value in asdict(stage).items() if key != "plan"}
     settings = {
-        **asdict(stage),
-        "plan": asdict(stage.plan),
+        **about,
         "bits": bits,
         "pictures": len(pixels),
         "autoencoder": weights_hash(vae) if stage.vae else None,
     }
-    trained = fit(
-        stage.name, nets, loss, stage.plan, folder=folder, seed=SEED, settings=settings, log=log
-    )
-    assert isinstance(trained, nn.ModuleDict)
-    return trained.eval()
+    player = {"nets": Player(nets, stage.lr, weight_decay=WEIGHT_DECAY)}
+    workspace = Workspace(folder, settings)
+    trained = fit(stage.name, player, Minimise(loss), stage.plan, workspace, seed=SEED)
+    averages = trained.modules["nets"]
+    assert isinstance(averages, nn.ModuleDict)
+    return averages.eval()
 
 
 def make(

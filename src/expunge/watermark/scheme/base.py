@@ -21,7 +21,7 @@ Bits = NDArray[np.bool_]
 
 
 def label(name: str, settings: Any, *ignored: str) -> str:
-    """A name, followed by the settings that differ from their defaults: `name:key=value`.
+    """A name, followed by the settings that differ from their defaults: `name:key=value,…`.
 
     Args:
         name: what comes first.
@@ -33,7 +33,7 @@ def label(name: str, settings: Any, *ignored: str) -> str:
         for each in fields(settings)
         if each.name not in ignored and getattr(settings, each.name) != each.default
     ]
-    return ":".join([name, *changed])
+    return f"{name}:{','.join(changed)}" if changed else name
 
 
 def seeds_for(purpose: str, seeds: Sequence[int]) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from expunge.backbone.base import Backbone
-from expunge.backbone.inversion import Solver, climb, levels_below
+from expunge.backbone.sampling import follow, invert, levels_below
+from expunge.backbone.solvers import solver_named
 from expunge.watermark.scheme.base import Batch, Bits, Reading, Scheme
 
 
@@ -26,14 +26,14 @@ class LatentScheme(Scheme):
     Attributes:
         key: seed of everything secret.
         num_inference_steps: of inversion.
-        solver: how inversion takes a step.
+        solver: how inversion takes a step, `euler`, `midpoint` or `fixed_point`.
     """
 
     reads_captions: ClassVar[bool] = True
 
     key: int = 0
     num_inference_steps: int = 25
-    solver: Solver = "euler"
+    solver: str = "euler"
 
     def __post_init__(self) -> None:
         if self.key < 0:
@@ -42,6 +42,8 @@ class LatentScheme(Scheme):
             raise ValueError(
                 f"num_inference_steps must be at least 1, got {self.num_inference_steps}"
             )
+
+        solver_named(self.solver)
 
     def check(self, backbone: Backbone | None) -> None:
         self.prepare()
@@ -83,9 +85,10 @@ class LatentScheme(Scheme):
         noises = []
         for part in torch.split(pixels, size):
             latents = backbone.encode_pixels(part.float() / 127.5 - 1)
-            empty = backbone.encode_prompts([""] * len(part))
-            levels = levels_below(1.0, self.num_inference_steps)[::-1]
-            noises.append(climb(backbone, latents, levels, empty, solver=self.solver))
+            empty = backbone.guidance_for(backbone.encode_prompts([""] * len(part)), 1)
+            levels = levels_below(1.0, self.num_inference_steps)
+            solver = solver_named(self.solver)
+            noises.append(invert(backbone, latents, empty, levels, solver=solver))
         return self.read_noise(torch.cat(noises).float().cpu())
 
 
@@ -105,8 +108,9 @@ def needed(name: str, backbone: Backbone | None) -> Backbone:
 
 def _drawn(backbone: Backbone, noise: Tensor, captions: Sequence[str]) -> Tensor:
     sampling = replace(backbone.profile.sampling, batch_size=len(noise))
-    conditioning = backbone.encode_prompts(captions)
-    [(_, latents)] = deque(backbone.trajectory(conditioning, noise, sampling), maxlen=1)
+    told = backbone.encode_prompts(captions)
+    guidance = backbone.guidance_for(told, sampling.guidance_scale)
+    latents = follow(backbone, noise, guidance, sampling)
     with torch.no_grad():
         pixels = backbone.decode_pixels(latents).float().cpu()
     return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,1 @@
+"""Ways to bring a concept back, one per file."""

@@ -1,0 +1,1 @@
+"""Defences at inference, one per file."""

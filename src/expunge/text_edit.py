@@ -1,0 +1,318 @@
+"""Closed forms by their texts: what carries a concept, what takes its place, what stays.
+
+A `Request` holds texts and settings instead of matrices, so that the concepts of several erasures
+can be solved again together, with kept prompts that name none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+
+from expunge.backbone.base import Backbone
+from expunge.backbone.conditioning import Tokens
+from expunge.change import Changes
+from expunge.closed_form import Edit, Kept, Ridge, Rows, Solver, gram, on_layers
+from expunge.concept import Concept
+from expunge.null_space import NullSpace
+from expunge.settings import Hold, TokenChoice
+
+EMPTY = ""
+PART = 32
+"""Prompts whose states are held in fp64 at once."""
+
+SOLVERS: dict[str, type[Solver]] = {"ridge": Ridge, "null_space": NullSpace}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a closed form is asked to do for one concept.
+
+    Attributes:
+        pairs: prompts with the concept, and those that take their place.
+        names: the words that stand for the concept in them.
+        kept: prompts that stay, or with `hold="names"` names.
+        solver: how the rest is held.
+        tokens: which embeddings carry the concept.
+        hold: what of `kept` stays.
+        strength: η, the share of the edit that is made.
+        erase_weight: of the concept's embeddings.
+        preserve_weight: of the kept ones.
+        collapse: send the difference of source and guide to zero instead of source to guide.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    names: tuple[str, ...]
+    kept: tuple[str, ...]
+    solver: Solver
+    tokens: TokenChoice = "suffix"
+    hold: Hold = "states"
+    strength: float = 1.0
+    erase_weight: float = 1.0
+    preserve_weight: float = 1.0
+    collapse: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "solver": self.solver.record()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Request:
+        """The request that `to_dict` described.
+
+        Raises:
+            ValueError: it does not describe one.
+        """
+        try:
+            settings = dict(data["solver"])
+            solver = SOLVERS[settings.pop("name")](**settings)
+            pairs = tuple((str(text), str(other)) for text, other in data["pairs"])
+            rest = {"names": tuple(data["names"]), "kept": tuple(data["kept"])}
+            return cls(**{**data, "pairs": pairs, "solver": solver, **rest})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the record of a closed form is damaged: {error}") from None
+
+
+# --- which tokens
+
+
+def _row(ids: Tensor, end: int) -> tuple[list[int], int]:
+    """The tokens of one prompt and the place of its end-of-text token."""
+    row = ids.tolist()
+    stop = row.index(end) if end in row else len(row) - 1
+    return row, stop
+
+
+def _counterparts(source: list[int], guide: list[int]) -> list[int]:
+    """For every token of a text its counterpart in another, by the longest matching runs.
+
+    What has no match shares out the tokens that stand in its place, the last one for all that are
+    left; where nothing stands in its place, the one that follows.
+    """
+    found = []
+    matcher = SequenceMatcher(None, source, guide, autojunk=False)
+    for what, start, stop, other, other_stop in matcher.get_opcodes():
+        if what != "insert":
+            last = max(other_stop - 1, other)
+            own = [min(other + i, last) for i in range(stop - start)]
+            if own and what == "replace":
+                own[-1] = last
+            found += own
+    return found
+
+
+def _name_places(source: list[int], guide: list[int], names: Iterable[list[int]]) -> list[int]:
+    """Where a text holds one of some names; what differs from the other text if it holds none."""
+    found = {
+        start + offset
+        for name in names
+        for start in range(len(source) - len(name) + 1)
+        if source[start : start + len(name)] == name
+        for offset in range(len(name))
+    }
+    if found:
+        return sorted(found)
+    blocks = SequenceMatcher(None, source, guide, autojunk=False).get_matching_blocks()
+    same = {place for block in blocks for place in range(block.a, block.a + block.size)}
+    return [place for place in range(len(source)) if place not in same]
+
+
+def _matches(
+    run: Tokens, other: Tokens, index: int, names: Iterable[list[int]], tokens: TokenChoice
+) -> list[tuple[int, int]]:
+    """Token places in a prompt, each with its counterpart in the prompt that replaces it."""
+    row, stop = _row(run.ids[index], run.end)
+    guide, guide_stop = _row(other.ids[index], other.end)
+    if row == guide:
+        raise ValueError("a prompt and its anchor prompt are the same; the concept is not in it")
+    if tokens == "end":
+        return [(stop, guide_stop)]
+    places = _name_places(row[:stop], guide[:guide_stop], names)
+    counterparts = _counterparts(row[:stop], guide[:guide_stop])
+    first = int(run.start is not None)
+    if guide_stop <= first:  # an empty guide is the state that begins every text
+        counterparts = [0] * stop
+    pairs = [(place, min(counterparts[place], guide_stop)) for place in places]
+    if tokens == "last":
+        return pairs[-1:]
+    if tokens == "concept":
+        return pairs
+    chosen = set(places)
+    between = [(p, counterparts[p]) for p in range(places[0], stop) if p not in chosen]
+    final = len(guide) - 1
+    after = [(p, min(p + guide_stop - stop, final)) for p in range(stop, len(row))]
+    return pairs + between + after
+
+
+def _own_tokens(backbone: Backbone, names: Sequence[str]) -> list[list[list[int]]]:
+    """Tokens of names alone, by tokenizer: without what begins and ends a text."""
+    found = []
+    for run in backbone.tokens(list(names)):
+        rows = [_row(ids, run.end) for ids in run.ids]
+        start = int(run.start is not None)
+        found.append([row[start:stop] for row, stop in rows if stop > start])
+    return found
+
+
+def _aligned(backbone: Backbone, request: Request) -> list[list[tuple[int, int]]]:
+    """For every pair, places among its token states and their counterparts."""
+    texts, others = [text for text, _ in request.pairs], [other for _, other in request.pairs]
+    found: list[list[tuple[int, int]]] = [[] for _ in request.pairs]
+    start = 0
+    runs = zip(
+        backbone.tokens(texts),
+        backbone.tokens(others),
+        _own_tokens(backbone, request.names),
+        strict=True,
+    )
+    for run, other, names in runs:
+        for index, places in enumerate(found):
+            matched = _matches(run, other, index, names, request.tokens)
+            places += [(start + place, start + guide) for place, guide in matched]
+        start += run.ids.shape[1]
+    return found
+
+
+def concept_rows(backbone: Backbone, request: Request) -> dict[str, Rows]:
+    """Embeddings that carry a concept and those that replace them, by text stream.
+
+    Raises:
+        ValueError: a prompt does not hold the concept.
+    """
+    sources = backbone.encode_prompts([text for text, _ in request.pairs])
+    guides = backbone.encode_prompts([other for _, other in request.pairs])
+    aligned = _aligned(backbone, request)
+    found = {}
+    for name, stream in backbone.text_streams().items():
+        states, others = stream.states(sources).float(), stream.states(guides).float()
+        places = aligned if stream.tokenised else [[(0, 0)]] * len(request.pairs)
+        own = torch.cat([states[i, [p for p, _ in matched]] for i, matched in enumerate(places)])
+        new = torch.cat([others[i, [g for _, g in matched]] for i, matched in enumerate(places)])
+        if request.collapse:
+            own, new = own - new, torch.zeros_like(new)
+        found[name] = Rows(own, new, request.erase_weight, request.strength)
+    return found
+
+
+# --- what stays
+
+
+def _last_places(backbone: Backbone, names: Sequence[str]) -> list[int]:
+    """Where the last token of every name stands among the states of the first tokenizer."""
+    run = backbone.tokens(names)[0]
+    return [max(_row(ids, run.end)[1] - 1, 0) for ids in run.ids]
+
+
+def kept_states(
+    backbone: Backbone, texts: Sequence[str], hold: Hold, weight: float, *, rows: bool
+) -> dict[str, Kept]:
+    """Embeddings that stay, by text stream, a few prompts at a time.
+
+    FLUX reads 512 states of width 4096 for each prompt, so they are summed; `rows` asks for each.
+    """
+    grams: dict[str, Tensor] = {}
+    each: dict[str, list[Tensor]] = {}
+    texts = [*texts, EMPTY] if hold == "states" else list(texts)
+    for start in range(0, len(texts), PART):
+        part = texts[start : start + PART]
+        encoded = backbone.encode_prompts(part)
+        for name, stream in backbone.text_streams().items():
+            states = stream.states(encoded)
+            if hold == "names" and stream.tokenised:
+                states = states[torch.arange(len(part)), _last_places(backbone, part)][:, None]
+            flat = states.flatten(0, 1)
+            summed = weight * gram(flat)
+            grams[name] = grams[name] + summed if name in grams else summed
+            if rows:
+                each.setdefault(name, []).append(flat.float().cpu())
+    if not rows:
+        return {name: Kept(total, total[:0], total[:0]) for name, total in grams.items()}
+    fixed = _fixed(backbone)
+    return {name: Kept(total, torch.cat(each[name]), fixed[name]) for name, total in grams.items()}
+
+
+def _fixed(backbone: Backbone) -> dict[str, Tensor]:
+    """The empty prompt's first state and three means of the others, by stream (SPEED, sec. 4.3)."""
+    encoded = backbone.encode_prompts([EMPTY])
+    found = {}
+    for name, stream in backbone.text_streams().items():
+        states = stream.states(encoded)[0].float().cpu()
+        rest = states[1:]
+        if len(rest) > 3:
+            centres, _ = kmeans2(rest.double().numpy(), 3, minit="++", rng=0)
+            rest = torch.from_numpy(centres).to(states)
+        found[name] = torch.cat([states[:1], rest])
+    return found
+
+
+def _naming(concepts: Sequence[Concept]) -> Callable[[str], bool]:
+    return lambda text: any(concept.mentions(text) for concept in concepts)
+
+
+def kept_texts(requests: Iterable[Request], concepts: Sequence[Concept]) -> tuple[list[str], float]:
+    """Kept texts of several concepts that name none of them, and the weight of each.
+
+    The weight makes all of them count as much as one concept's own would alone, so what is kept
+    pulls no harder when more concepts go.
+    """
+    pools = [request.kept for request in requests]
+    names_one = _naming(concepts)
+    texts = [t for t in dict.fromkeys(text for pool in pools for text in pool) if not names_one(t)]
+    usual = sum(map(len, pools)) / max(len(pools), 1)
+    return texts, usual / len(texts) if texts else 0.0
+
+
+# --- all of it
+
+
+def solve(
+    backbone: Backbone, requests: Mapping[str, Request], concepts: Sequence[Concept]
+) -> dict[str, Changes]:
+    """Solve the closed forms of several concepts together.
+
+    Args:
+        backbone: the model.
+        requests: by concept name.
+        concepts: all that are erased: kept prompts that name any of them are left out.
+
+    Returns:
+        Concept name -> changes by place. Concepts of different kinds of solver are solved apart.
+
+    Raises:
+        ValueError: a prompt does not hold its concept, or a system is singular.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    kinds: dict[tuple[type[Solver], Hold], dict[str, Request]] = {}
+    for name, request in requests.items():
+        kinds.setdefault((type(request.solver), request.hold), {})[name] = request
+    for group in kinds.values():
+        for name, changes in _solve_alike(backbone, group, concepts).items():
+            found.setdefault(name, {}).update(changes)
+    return dict(found)
+
+
+def _solve_alike(
+    backbone: Backbone, requests: Mapping[str, Request], concepts: Sequence[Concept]
+) -> dict[str, dict[str, Any]]:
+    first, *others = requests.values()
+    solver = first.solver.with_others(request.solver for request in others)
+    rows = {name: concept_rows(backbone, request) for name, request in requests.items()}
+    kept: dict[str, Kept] = {}
+    texts, weight = kept_texts(requests.values(), concepts)
+    if first.hold != "none" and texts:
+        weight *= sum(r.preserve_weight for r in requests.values()) / len(requests)
+        kept = kept_states(backbone, texts, first.hold, weight, rows=solver.reads_rows)
+    found: dict[str, dict[str, Any]] = {name: {} for name in requests}
+    for name, stream in backbone.text_streams().items():
+        own = {concept: streams[name] for concept, streams in rows.items()}
+        edits: dict[str, Edit] = solver.solve(own, kept.get(name))
+        for concept, changes in on_layers(edits, stream.layers).items():
+            for layer, change in changes.items():
+                found[concept][f"{backbone.denoiser_name}/{layer}"] = change
+    return found
