@@ -162,8 +162,8 @@ class Facts(ABC):
         """A few numbers for each layer that survive a cast, for `identity.sketch_distance`.
 
         Args:
-            places: components and clean names (`unet/mid_block…to_k`); None for all linear layers
-                and convolutions of the denoiser.
+            places: components and clean names (`unet/mid_block…to_k`); a module without a weight
+                stands for all linear layers and convolutions in it. None for the denoiser.
 
         Raises:
             ValueError: the pipeline lacks one of the layers.
@@ -173,15 +173,16 @@ class Facts(ABC):
             for component, network in self.networks.items()
             for name, module in hooks.layers(network).items()
         }
-        if places is None:
-            own = f"{self.denoiser_name}/"
-            kinds = nn.Linear | nn.Conv2d
-            places = [n for n, m in every.items() if n.startswith(own) and isinstance(m, kinds)]
-        chosen = sorted(places)
-        missing = [place for place in chosen if place not in every]
-        if missing:
-            raise ValueError(f"made for another architecture: no layer {missing[0]!r} here")
-        return sketch({place: every[place] for place in chosen})
+        chosen = set()
+        for place in [f"{self.denoiser_name}/"] if places is None else places:
+            if place not in every:
+                raise ValueError(f"made for another architecture: no layer {place!r} here")
+            if isinstance(getattr(every[place], "weight", None), Tensor):
+                chosen.add(place)
+                continue
+            inside = [n for n in every if n.startswith(place if place[-1] == "/" else f"{place}.")]
+            chosen |= {n for n in inside if isinstance(every[n], nn.Linear | nn.Conv2d)}
+        return sketch({place: every[place] for place in sorted(chosen)})
 
     def check_sketch(self, made: Sketch, named: str) -> None:
         """Refuse a model whose weights are others than those a sketch was made of.
