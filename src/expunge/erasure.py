@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from expunge import hooks
 from expunge.adapter import Adapter, applied_to, check_layer, find_layers
 from expunge.backbone.base import Backbone
+from expunge.backbone.identity import SAME_WEIGHTS, sketch, sketch_distance
 from expunge.backbone.load import as_backbone
 from expunge.change import Change, Changes, together
 from expunge.concept import Concept
@@ -227,14 +228,24 @@ class Erasure:
         for place, module in find_layers(backbone.networks, by_place).items():
             for change in by_place[place]:
                 check_layer(place, module, change)
-        made = self.record.get("sketch")
-        if made:
-            backbone.check_sketch(made, str(self.record.get("model", "the base model")))
+        self._check_weights(backbone)
         wanted, here = self.record.get("loras", []), backbone.loras
         if sorted(wanted) != sorted(here):
             raise ValueError(
                 f"made with the LoRAs {wanted or 'none'} loaded, and {here or 'none'} are active "
                 "here; load or disable them first"
+            )
+
+    def _check_weights(self, backbone: Backbone) -> None:
+        made = self.record.get("sketch")
+        if not made:
+            return
+        distance = sketch_distance(made, sketch(find_layers(backbone.networks, self.layers)))
+        if distance > SAME_WEIGHTS:
+            raise ValueError(
+                f"made for other weights: the changed layers of {backbone.name} differ by "
+                f"{distance:.1e} from those of {self.record.get('model', 'the base model')}, and "
+                f"casts of one model by at most {SAME_WEIGHTS:.0e}"
             )
 
     @cached_property

@@ -22,20 +22,31 @@ from expunge.text_edit import Request
 ADAPTERS = "adapters"
 
 
-BELONGINGS = (RECORD, ADAPTERS, "log", "checkpoints", "watermark", "merged", "components")
+BELONGINGS = (
+    RECORD,
+    ADAPTERS,
+    "log",
+    "checkpoints",
+    "watermark",
+    "merged",
+    "components",
+    "single",
+)
 """Files and folders in an erasure's folder that speak of it; all its `.safetensors` do as well."""
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
 def save(erasure: Erasure, folder: Path, *, force: bool) -> Path:
     """Write an erasure; see `Erasure.save`."""
-    from expunge.exports import model_card, write_lora
+    from expunge.formats import describe_lora, write_card, write_lora
 
     prepare(folder, erasure.id, force=force)
     for part in erasure.parts:
         _save_part(folder / ADAPTERS / f"{slug(part.concept.name)}.safetensors", part)
-    write_lora(erasure, folder)
-    write_text(folder / "README.md", model_card(erasure))
+    erasure.record["lora"] = describe_lora(erasure)
+    if erasure.record["lora"]["file"]:
+        write_lora(erasure, folder)
+    write_card(erasure, folder, "lora")
     record = {
         **erasure.record,
         "id": erasure.id,

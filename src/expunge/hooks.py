@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 _OFF: ContextVar[bool] = ContextVar("changes_off", default=False)
-_INSIDE = ("_orig_mod", "base_layer")
+WRAPPERS = ("_orig_mod", "base_layer")
 """Where `torch.compile` and peft keep the module they wrap."""
 _PLACE = "_expunge_attached"
 """Attribute of a network that holds what is attached to it, so that copies know it as well."""
@@ -48,7 +48,7 @@ def silent() -> bool:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module that `torch.compile` or peft wrapped, or the module itself."""
-    for name in _INSIDE:
+    for name in WRAPPERS:
         inside = module._modules.get(name)
         if inside is not None:
             return unwrapped(inside)
@@ -83,12 +83,20 @@ def refuse_fused(network: nn.Module, component: str) -> None:
     Raises:
         ValueError: says how to undo it.
     """
-    if any(getattr(module, "fused_projections", False) for module in network.modules()):
+    if any(map(_computes_fused, network.modules())):
         raise ValueError(
             f"the {component} has fused projections, which would leave the change of single ones "
             f"out: call pipe.{component}.unfuse_qkv_projections() first, or export the erasure as "
             "a merged model and fuse that"
         )
+
+
+def _computes_fused(module: nn.Module) -> bool:
+    """Whether an attention layer uses fused projections; the older class only says it has some."""
+    by_processor = type(module).__name__ == "Attention"
+    if by_processor:
+        return "Fused" in type(getattr(module, "processor", None)).__name__
+    return bool(getattr(module, "fused_projections", False))
 
 
 def forget_compiled(network: nn.Module) -> None:
@@ -181,19 +189,19 @@ class _Steps:
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
         self.watchers: dict[str, AfterStep] = {}
-        self.last: float | None = None
+        self.timesteps: Any = None
         # Pipelines ask the signature which arguments (eta, generator) a step takes.
         self.__signature__ = inspect.signature(type(scheduler).step.__get__(scheduler))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self.__signature__.bind(*args, **kwargs).arguments
-        timestep = float(given["timestep"])
+        # Those without an index make their time steps anew for every run.
         first = (
             self.scheduler._step_index is None
             if hasattr(self.scheduler, "_step_index")
-            else self.last is None or timestep >= self.last
+            else self.timesteps is not self.scheduler.timesteps
         )
-        self.last = timestep
+        self.timesteps = self.scheduler.timesteps
         output = type(self.scheduler).step(self.scheduler, *args, **kwargs)
         taken = StepTaken(
             self.scheduler, given["timestep"], first=first, sample=given["sample"], output=output

@@ -142,7 +142,8 @@ def listed(texts: Sequence[str]) -> list[str]:
 def settings(made: Any) -> dict[str, tuple[Any, bool]]:
     """Settings of a class, or of a function that makes one: name -> type, whether it may be left
     out."""
-    typed = made if dataclasses.is_dataclass(made) or not isinstance(made, type) else made.__init__
+    bare = isinstance(made, type) and not dataclasses.is_dataclass(made)
+    typed = vars(made)["__init__"] if bare else made
     hints = typing.get_type_hints(typed)
     found = inspect.signature(made).parameters.values()
     return {

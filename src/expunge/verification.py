@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
 
-from expunge.adapter import Adapter
 from expunge.backbone.base import Backbone
-from expunge.backbone.load import as_backbone, load
-from expunge.backbone.profile import BUNDLED
-from expunge.erasure import RECORD, read_safetensors
-from expunge.fingerprint import signatures
-from expunge.layouts import is_kohya_flux, read_kohya_flux
+from expunge.backbone.load import as_backbone
+from expunge.erasure import RECORD, refuse_applied
+from expunge.fingerprint import projections, signatures
+from expunge.folder import ADAPTERS, read_json, read_safetensors
+from expunge.formats import DEFAULT
+from expunge.formats.naming import CUT, HEADER
+from expunge.formats.reading import NotReadError, difference, read, refuse_unread, weights_of
+
+__all__ = ["NotReadError", "recorded", "verify"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What an export says it does.
+
+    Attributes:
+        record: of the erasure, as far as an export carries it.
+        norms: of every layer's change, by place.
+        projections: of every layer's change, by place.
+        predictions: signatures; None where a smaller rank makes them others.
+    """
+
+    record: Mapping[str, Any]
+    norms: Mapping[str, float]
+    projections: Mapping[str, Sequence[float]]
+    predictions: Sequence[Mapping[str, Any]] | None
 
 
 def recorded(path: Path) -> dict[str, Any]:
     """The record an export carries.
+
+    Where the erasure lies beside or above it, what its own record knows of the base model is added.
 
     Raises:
         ValueError: it carries none, or is damaged.
@@ -30,137 +51,193 @@ def recorded(path: Path) -> dict[str, Any]:
     if path.is_dir():
         file = path / RECORD
         if not file.is_file():
-            raise ValueError(f"{path} carries no record of Expunge ({RECORD} is missing)")
-        record: dict[str, Any] = json.loads(file.read_text())
-        return record
-    _, header = read_safetensors(path)
-    if "expunge" not in header:
-        raise ValueError(f"{path.name} carries no record of Expunge in its header")
-    loaded: dict[str, Any] = json.loads(header["expunge"])
-    return loaded
-
-
-def _weight_change(backbone: Backbone, base: Backbone, names: list[str]) -> dict[str, float]:
-    """Norm of what plain diffusers and peft make of the export, layer by layer."""
-    here, there = dict(backbone.denoiser.named_modules()), dict(base.denoiser.named_modules())
-    found = {}
-    for name in names:
-        module = here.get(name)
-        if isinstance(module, LoraLayer):
-            deltas = [module.get_delta_weight(each).double() for each in module.active_adapters]
-            found[name] = float(torch.stack(deltas).sum(0).detach().norm())
-        elif module is not None:
-            weight, before = module.weight, there[name].weight
-            assert isinstance(weight, Tensor)
-            assert isinstance(before, Tensor)
-            found[name] = float((weight.detach().double() - before.detach().double()).norm())
-    return found
+            raise ValueError(
+                f"{path} carries no record of Expunge ({RECORD} is missing): it is no export, or "
+                "was not written to its end"
+            )
+        record = read_json(file)
+    else:
+        _, header = read_safetensors(path)
+        record = _from_header(path, header, HEADER)
+    for folder in (path.parent, path.parent.parent):
+        own = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+        if own.get("id") == record.get("id") and own.get("id"):
+            return record | {key: own[key] for key in ("model", "config") if key in own}
+    return record
 
 
 def verify(path: str | Path, base: Any, tolerance: float | None = None) -> dict[str, Any]:
     """Load an export through plain diffusers and hold it against its record.
 
     Args:
-        path: a LoRA file, a checkpoint file, or the folder of a model or of its denoiser.
+        path: a LoRA file, a checkpoint file, the folder of a model or of its networks, or an
+            erasure's own folder for the LoRA in it.
         base: the base model, left as it was found.
         tolerance: largest relative difference that still agrees; None for 0.001 in float32 and 0.02
             in half precision, which cannot say the changes more exactly.
 
     Returns:
-        `weights` and `predictions`, each with `agree` and `worst` (largest relative difference),
-        `agree`, true when both do, and `reader`: `diffusers`, or for kohya's FLUX files `expunge`,
-        because diffusers 0.42 drops their layers that read text.
+        `weights`, `others` (all that should be the base model's) and `predictions`, each with
+        `agree` and `worst` (largest relative difference); `agree`, true where all do; `reader`,
+        which library read the export. `predictions` is None for a LoRA of a smaller rank, which
+        records its weights alone.
 
     Raises:
-        ValueError: the export carries no record, was made for another model, or does not load.
+        ValueError: the export carries no record, was made for another model, does not load, or
+            holds NaN or infinity.
+        NotReadError: diffusers reads nothing of it; says who does.
     """
     path = Path(path)
-    record = recorded(path)
+    if (path / ADAPTERS).is_dir():
+        path = _lora_of(path)
+    claim = claimed(path)
     before = as_backbone(base)
+    refuse_applied(before, "verify an export against it")
     if tolerance is None:
         tolerance = 1e-3 if before.dtype == torch.float32 else 2e-2
-    names = sorted(record["fingerprint"]["layers"])
-    prompts = [concept["name"] for concept in record["concepts"]]
-    tensors = read_safetensors(path)[0] if path.is_file() else {}
-    if is_kohya_flux(tensors):
-        weights, predictions = _read_here(tensors, before, record, prompts)
-        reader = "expunge"
-    else:
-        after = as_backbone(_read_by_diffusers(path, tensors, before, record).to(before.device))
-        after.profile = before.profile  # read from memory, it does not know its folder
-        weights = _compare_weights(record, _weight_change(after, before, names))
-        predictions = _compare_predictions(record, signatures(after, prompts))
-        reader = "diffusers"
-    report: dict[str, Any] = {"path": str(path), "concepts": prompts, "reader": reader}
-    for key, worst in (("weights", weights), ("predictions", predictions)):
-        report[key] = {"worst": worst, "agree": worst <= tolerance}
-    report["agree"] = report["weights"]["agree"] and report["predictions"]["agree"]
+    components = sorted({place.partition("/")[0] for place in claim.norms})
+    after = as_backbone(read(path, before, components, claim.record).to(before.device))
+    after.profile = before.profile  # read from memory, it does not know its folder
+    found = dict(_changes(after, before, claim.norms))
+    left_out = [p for p, norm in claim.norms.items() if norm and not found.get(p, (0.0, []))[0]]
+    if path.is_file() and (len(left_out) == len(claim.norms) or (left_out and _is_kohya(path))):
+        refuse_unread(path, claim.record)
+    report: dict[str, Any] = {
+        "path": str(path),
+        "concepts": [concept["name"] for concept in claim.record["concepts"]],
+        "reader": "diffusers",
+        "weights": _judged(_compare_weights(claim, found), tolerance),
+        "others": _judged(_others(after, before, claim.norms), tolerance),
+        "predictions": None,
+    }
+    if claim.predictions is not None:
+        differences = _compare_predictions(claim, _signatures(after, claim))
+        report["predictions"] = _judged(differences, tolerance)
+    parts = (report["weights"], report["others"], report["predictions"])
+    report["agree"] = all(part["agree"] for part in parts if part is not None)
     return report
 
 
-def _read_here(
-    tensors: Mapping[str, Tensor], before: Backbone, record: Mapping[str, Any], prompts: list[str]
-) -> tuple[float, float]:
-    """Compare a kohya file for FLUX without diffusers, which drops its layers that read text."""
-    layers = dict(before.denoiser.named_modules())
-    outputs = {}
-    for name in record["fingerprint"]["layers"]:
-        layer = layers.get(name)
-        if isinstance(layer, nn.Linear):
-            outputs[name] = layer.out_features
-    factors = read_kohya_flux(tensors, outputs)
-    change = {name: part.norm for name, part in factors.items()}
-    adapter = Adapter(before.denoiser, {"export": factors})
+def claimed(path: Path) -> Claim:
+    """What an export says it does.
+
+    Raises:
+        ValueError: it says nothing, or in a wrong shape.
+    """
+    record = recorded(path)
+    header = read_safetensors(path)[1] if path.is_file() else {}
+    cut = _from_header(path, header, CUT) if CUT in header else None
     try:
-        found = signatures(before, prompts)
-    finally:
-        adapter.remove()
-    return _compare_weights(record, change), _compare_predictions(record, found)
+        fingerprint = (cut or record)["fingerprint"]
+        norms = {str(place): float(norm) for place, norm in fingerprint["layers"].items()}
+        between = {
+            str(p): [float(x) for x in each] for p, each in fingerprint["projections"].items()
+        }
+        # Whole weights leave out a user's own LoRA, with which predictions were taken.
+        partial = bool(cut) or (bool(record.get("loras")) and not _is_lora(path))
+        predictions = None if partial else [dict(entry) for entry in fingerprint["predictions"]]
+        for entry in predictions or ():
+            torch.tensor(entry["signature"], dtype=torch.float64), str(entry["prompt"])
+        [concept["name"] for concept in record["concepts"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"the record in {path} is damaged: {error!r}; export it again") from None
+    if not norms:
+        raise ValueError(f"the record in {path} names no changed layer; export it again")
+    return Claim(record, norms, between, predictions)
 
 
-def _read_by_diffusers(
-    path: Path, tensors: Mapping[str, Tensor], before: Backbone, record: Mapping[str, Any]
-) -> Any:
-    """The pipeline plain diffusers makes of an export."""
-    parts = dict(before.pipe.components)
-    options = {"requires_safety_checker": False} if "safety_checker" in parts else {}
-    kind = type(before.pipe)
-    if (path / "model_index.json").is_file():
-        return kind.from_pretrained(path, dtype=before.dtype)
-    if path.is_dir():
-        network: Any = type(before.denoiser)
-        denoiser = network.from_pretrained(path, dtype=before.dtype)
-        return kind(**parts | {before.denoiser_name: denoiser}, **options)
-    if not any("lora" in key for key in tensors):
-        config = BUNDLED.get(before.name_or_path, before.name_or_path)
-        if not config:
-            raise ValueError(
-                f"{path.name} is a whole checkpoint: its base model must come from a folder or hub "
-                "id, got a pipeline built in memory"
-            )
-        return load(path, config=config, dtype=before.dtype, device=before.device)
-    loaded = kind(**parts | {before.denoiser_name: copy.deepcopy(before.denoiser)}, **options)
+def _is_lora(path: Path) -> bool:
+    return path.is_file() and any("lora_" in key for key in read_safetensors(path)[0])
+
+
+def _is_kohya(path: Path) -> bool:
+    return any(key.startswith("lora_unet_") for key in read_safetensors(path)[0])
+
+
+def _from_header(path: Path, header: Mapping[str, str], key: str) -> dict[str, Any]:
+    if key not in header:
+        raise ValueError(f"{path.name} carries no record of Expunge in its header")
     try:
-        loaded.load_lora_weights(path.parent, weight_name=path.name)
-    except (RuntimeError, ValueError, KeyError) as error:
+        found = json.loads(header[key])
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"the record in the header of {path} is damaged; export it again")
+    return found
+
+
+def _lora_of(folder: Path) -> Path:
+    file = folder / DEFAULT
+    if not file.is_file():
         raise ValueError(
-            f"diffusers cannot load {path.name} into {before.name}; it was made for "
-            f"{record.get('model')}: {str(error).splitlines()[0]}"
-        ) from error
-    return loaded
+            f"{folder} holds an erasure without a LoRA; export it as 'merged' or 'components' and "
+            "verify that"
+        )
+    return file
 
 
-def _compare_weights(record: Mapping[str, Any], change: Mapping[str, float]) -> float:
-    """Largest difference of a layer's norm, relative to the largest recorded norm."""
-    wanted: dict[str, float] = record["fingerprint"]["layers"]
-    largest = max(wanted.values())
-    return max(abs(norm - change.get(name, 0.0)) / largest for name, norm in wanted.items())
+# --- comparing
 
 
-def _compare_predictions(record: Mapping[str, Any], found: list[dict[str, Any]]) -> float:
-    """Largest relative difference of a prediction's signature."""
-    worst = 0.0
-    for wanted, got in zip(record["fingerprint"]["predictions"], found, strict=True):
-        first, second = torch.tensor(wanted["signature"]), torch.tensor(got["signature"])
-        worst = max(worst, float((first - second).norm() / first.norm()))
-    return worst
+def _changes(
+    after: Backbone, before: Backbone, places: Iterable[str]
+) -> Iterator[tuple[str, tuple[float, list[float]]]]:
+    """Norm and projections of what each layer's weight was changed by; nothing where it is not."""
+    here, there = weights_of(after), weights_of(before)
+    for place in places:
+        if f"{place}.weight" not in there:
+            raise ValueError(f"made for another model: {before.name} has no layer {place}")
+        if f"{place}.weight" in here:
+            delta = difference(here[f"{place}.weight"], there[f"{place}.weight"])
+            if delta is not None:
+                yield place, (float(delta.norm()), projections(place, delta))
+
+
+def _others(after: Backbone, before: Backbone, places: Mapping[str, float]) -> list[float]:
+    """Relative difference of every weight that should be the base model's."""
+    there = weights_of(before)
+    found = [0.0]
+    for name, weight in weights_of(after).items():
+        if name.removesuffix(".weight") in places and name.endswith(".weight"):
+            continue
+        base = there.get(name)
+        if base is not None and weight.tensor is base.tensor and weight.layer is base.layer:
+            continue  # the very same network
+        delta = None if base is None else difference(weight, base)
+        if base is None or delta is None:
+            return [math.inf]
+        found.append(float(delta.norm() / base.tensor.detach().double().norm().clamp(min=1e-12)))
+    return found
+
+
+def _signatures(after: Backbone, claim: Claim) -> list[dict[str, Any]]:
+    assert claim.predictions is not None
+    prompts = [str(entry["prompt"]) for entry in claim.predictions]
+    return signatures(after, prompts[:-1])
+
+
+def _compare_weights(
+    claim: Claim, found: Mapping[str, tuple[float, list[float]]]
+) -> Iterator[float]:
+    """Differences of every layer's norm and projections, relative to the largest norm recorded."""
+    largest = max(claim.norms.values()) or 1.0
+    for place, norm in claim.norms.items():
+        wanted = [norm, *claim.projections.get(place, [])]
+        got_norm, between = found.get(place, (0.0, [0.0] * (len(wanted) - 1)))
+        for first, second in zip(wanted, [got_norm, *between], strict=False):
+            yield abs(first - second) / largest
+
+
+def _compare_predictions(claim: Claim, found: Sequence[Mapping[str, Any]]) -> Iterator[float]:
+    """Relative difference of every prediction's signature."""
+    assert claim.predictions is not None
+    for wanted, got in zip(claim.predictions, found, strict=True):
+        first, second = (torch.tensor(each["signature"]).double() for each in (wanted, got))
+        yield float((first - second).norm() / first.norm())
+
+
+def _judged(differences: Iterable[float], tolerance: float) -> dict[str, Any]:
+    """The worst of some differences. NaN is the worst: `max` would drop it."""
+    each = list(differences)
+    worst = max(each) if all(math.isfinite(value) for value in each) else math.inf
+    return {"worst": worst, "agree": worst <= tolerance}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar  # type: ignore[import-untyped]
 from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 
-from expunge.measure.rates import Paired, Rate, clopper_pearson, design_effect
+from expunge.measure.rates import Paired, Rate, Worth, clopper_pearson
 
 counts = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 inner_counts = st.integers(2, 500).flatmap(lambda n: st.tuples(st.integers(1, n - 1), st.just(n)))
@@ -60,42 +60,44 @@ def test_interval_holds_the_rate_and_mirrors(kn: tuple[int, int], confidence: fl
 
 
 @given(inner_counts)
-def test_fewer_effective_outcomes_widen(kn: tuple[int, int]) -> None:
+def test_outcomes_worth_less_widen(kn: tuple[int, int]) -> None:
     k, n = kn
-    low, high = Rate(k, n).interval()
-    wider_low, wider_high = Rate(k, n, effective_n=n / 1.7).interval()
-    assert wider_low < low
-    assert high < wider_high
+    low, high = Rate(k, n, (Worth(n, 10**6),)).interval()
+    for worth in (Worth(max(1, n / 1.7), 10**6), Worth(n, 3)):
+        wider_low, wider_high = Rate(k, n, (worth,)).interval()
+        assert wider_low <= low
+        assert high <= wider_high
+        assert (wider_low, wider_high) != (low, high)
 
 
 @given(st.lists(st.booleans(), min_size=1))
 def test_rate_counts(flags: list[bool]) -> None:
     rate = Rate.of(flags)
-    assert (rate.k, rate.n, rate.effective_n) == (sum(flags), len(flags), None)
+    assert (rate.k, rate.n, rate.worth) == (sum(flags), len(flags), ())
     assert rate == Rate.of(np.array(flags))
     assert type(rate.k) is int
 
 
 @given(clustered)
-def test_design_effect_bounds(pairs: list[tuple[bool, int]]) -> None:
+def test_clusters_never_narrow_and_mirror(pairs: list[tuple[bool, int]]) -> None:
     flags, clusters = [flag for flag, _ in pairs], [cluster for _, cluster in pairs]
-    effect = design_effect(flags, clusters)
-    assert 1 <= effect <= len(flags) + 1e-9
-    assert design_effect(flags, list(range(len(flags)))) == 1
-    assert design_effect([not flag for flag in flags], clusters) == pytest.approx(effect)
-    Rate.of(flags, clusters).interval()
+    low, high = Rate.of(flags, clusters).interval()
+    assert 0 <= low <= np.mean(flags) + 1e-9
+    assert np.mean(flags) - 1e-9 <= high <= 1
+    mirrored = Rate.of([not flag for flag in flags], clusters).interval()
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-6)
+    distinct = list(range(len(flags)))
+    assert Rate.of(flags, distinct) == Rate.of(flags)
 
 
 def test_identical_outcomes_in_a_cluster_count_once() -> None:
-    flags, clusters = [True] * 4 + [False] * 4 + [True] * 4, [0] * 4 + [1] * 4 + [2] * 4
-    assert design_effect(flags, clusters) == pytest.approx(4)
-    assert Rate.of(flags, clusters).interval() == pytest.approx(Rate(2, 3).interval())
-
-
-def test_design_effect_of_a_worked_table() -> None:
-    # By hand: between clusters 1/2, within 1/6, icc (1/2 - 1/6) / (1/2 + 1/6) = 1/2.
-    flags = [True, True, True, False, False, False]
-    assert design_effect(flags, ["a", "a", "b", "b", "c", "c"]) == pytest.approx(1.5)
+    flags = [index % 3 == 0 for index in range(60)]
+    often = Rate.of([flag for flag in flags for _ in range(4)], [i // 4 for i in range(240)])
+    low, high = Rate.of(flags).interval()
+    wider_low, wider_high = often.interval()
+    assert wider_low < low
+    assert high < wider_high
+    assert wider_high - wider_low < 1.25 * (high - low)
 
 
 @pytest.mark.parametrize("every", [True, False])
@@ -105,28 +107,46 @@ def test_clusters_at_the_boundary_count_as_outcomes(every: bool) -> None:
     assert rate.interval() == pytest.approx(clopper_pearson(37 * every, 37))
 
 
-def test_clustered_interval_covers_where_the_naive_one_does_not() -> None:
-    rng = np.random.default_rng(3)
-    clusters = np.repeat(np.arange(60), 5)
-    hits, naive, runs, truth = 0, 0, 300, 0.3
-    for _ in range(runs):
-        chance = rng.beta(0.3, 0.7, size=60)  # of each prompt; icc is 1 / (1 + 0.3 + 0.7)
-        flags = rng.random(300) < chance[clusters]
-        low, high = Rate.of(flags, clusters.tolist()).interval()
-        hits += low <= truth <= high
-        low, high = Rate.of(flags).interval()
-        naive += low <= truth <= high
-    assert hits / runs > 0.91
-    assert naive / runs < 0.85
-
-
 @pytest.mark.parametrize(
-    ("k", "n", "effective_n"),
-    [(0, 0, None), (-1, 5, None), (6, 5, None), (1, 5, 0.5), (1, 5, 6), (1, 5, math.nan)],
+    ("clusters", "size", "truth", "correlation"),
+    [
+        (60, 5, 0.3, 0.5),
+        (100, 32, 0.99, 0.5),  # bits of pictures, near the ceiling
+        (100, 32, 0.99, 0.02),
+        (500, 32, 0.999, 0.5),
+        (20, 32, 0.01, 0.5),
+        (100, 32, 0.5, 0.1),
+    ],
 )
-def test_bad_counts(k: int, n: int, effective_n: float | None) -> None:
+def test_clustered_interval_covers(
+    clusters: int, size: int, truth: float, correlation: float
+) -> None:
+    rng = np.random.default_rng(3)
+    scale, runs = (1 - correlation) / correlation, 400
+    chance = rng.beta(truth * scale, (1 - truth) * scale, size=(runs, clusters))
+    events = rng.binomial(size, chance)
+    ends = np.array([Rate.of_counts(e.tolist(), [size] * clusters).interval() for e in events])
+    covered = np.mean((ends[:, 0] <= truth + 1e-12) & (truth <= ends[:, 1] + 1e-12))
+    assert covered >= 0.93
+
+
+def test_outcomes_taken_for_independent_cover_too_rarely() -> None:
+    rng = np.random.default_rng(3)
+    events = rng.binomial(5, rng.beta(0.3, 0.7, size=(400, 60))).sum(axis=1)
+    ends = np.array([Rate(int(k), 300).interval() for k in events])
+    assert np.mean((ends[:, 0] <= 0.3) & (ends[:, 1] >= 0.3)) < 0.85
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_bad_counts(k: int, n: int) -> None:
     with pytest.raises(ValueError, match="must"):
-        Rate(k, n, effective_n)
+        Rate(k, n)
+
+
+@pytest.mark.parametrize(("n", "freedom"), [(0.5, 1), (math.nan, 1), (5, 0)])
+def test_bad_worth(n: float, freedom: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Worth(n, freedom)
 
 
 def test_bad_flags() -> None:
@@ -135,7 +155,7 @@ def test_bad_flags() -> None:
     with pytest.raises(ValueError, match="threshold"):
         Rate.of(np.array([0.2, 0.9]))
     with pytest.raises(ValueError, match="as long as"):
-        design_effect([True, False], ["a"])
+        Rate.of([True, False], ["a"])
     with pytest.raises(ValueError, match="equally long"):
         Paired.of([True, False], [True])
     with pytest.raises(ValueError, match="not all 0"):

@@ -87,6 +87,17 @@ class Facts(ABC):
         return Path(path).name if Path(path).exists() else path
 
     @property
+    def loras(self) -> list[str]:
+        """Names of the user's own LoRAs that are active, by network."""
+        found = set()
+        for component, network in self.networks.items():
+            for module in network.modules():
+                if hasattr(module, "active_adapters") and hasattr(module, "base_layer"):
+                    active: Any = module.active_adapters
+                    found |= {f"{component}/{name}" for name in active}
+        return sorted(found)
+
+    @property
     def denoiser(self) -> nn.Module:
         """The network that predicts."""
         denoiser: nn.Module = getattr(self.pipe, self.denoiser_name)
@@ -102,12 +113,6 @@ class Facts(ABC):
         config: Any = self.networks[component].config
         items = config.to_dict() if hasattr(config, "to_dict") else config
         return {name: value for name, value in items.items() if not name.startswith("_")}
-
-    @property
-    def loras(self) -> list[str]:
-        """Names of the user's own LoRAs that are active."""
-        active = getattr(self.pipe, "get_active_adapters", list)
-        return sorted(active()) if getattr(self.denoiser, "peft_config", None) else []
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -135,11 +140,11 @@ class Facts(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The denoiser's precision."""
-        return next(p.dtype for p in self.denoiser.parameters() if p.is_floating_point())
+        return next(p.dtype for p in self.denoiser.parameters() if _computes(p))
 
     def _check_types(self) -> None:
         """Refuse a denoiser half of whose weights were cast: it fails only at the first picture."""
-        found = {p.dtype for p in self.denoiser.parameters() if p.is_floating_point()}
+        found = {p.dtype for p in self.denoiser.parameters() if _computes(p)}
         if len(found) > 1:
             names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
             raise ValueError(
@@ -249,6 +254,12 @@ class Facts(ABC):
     def _usual_sampling(self) -> Sampling:
         """How models of this family are drawn where no profile says better."""
         return Sampling()
+
+
+def _computes(parameter: torch.Tensor) -> bool:
+    """Whether a model computes in the type of a parameter; with layerwise casting it stores others
+    in eight bits."""
+    return parameter.is_floating_point() and parameter.itemsize > 1
 
 
 def fastest(device: torch.device) -> Precision:

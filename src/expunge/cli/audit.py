@@ -66,7 +66,7 @@ def audit(
     Example: `expunge audit runs/cat --prompts 100 --json`
     """
     from expunge.auditing import audit as run_audit
-    from expunge.auditing.text import Sizes
+    from expunge.auditing.cases import Sizes
     from expunge.erasure import Erasure
 
     sizes = Sizes(prompts, neighbours, unrelated)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -16,58 +16,88 @@ from expunge.cli.app import (
     say,
 )
 
+Base = Annotated[str | None, Parameter(help="The original; the record's by default.")]
+Config = Annotated[str | None, Parameter(help="Configuration of a single-file original.")]
+
 
 @app.command
 def export(
     run: Run,
     *,
     format: Annotated[
-        Literal["diffusers", "kohya", "merged", "denoiser", "single"],
+        Literal["lora", "diffusers", "kohya", "full", "merged", "components", "single"],
         Parameter(
-            help="A LoRA file (`diffusers`, `kohya`), or with the changes built in: a whole model "
-            "(`merged`), its UNet or transformer (`denoiser`), one checkpoint file (`single`)."
+            help="Changes only: a LoRA as `erase` writes it (`lora`), with the names of one reader "
+            "(`diffusers`, `kohya`), or whole differences (`full`). With the changes built in: a "
+            "whole model (`merged`), its changed networks (`components`), one checkpoint file "
+            "(`single`)."
         ),
-    ] = "diffusers",
+    ] = "lora",
+    rank: Annotated[
+        int | None, Parameter(help="Columns of a layer that a LoRA keeps; all by default.")
+    ] = None,
     out: Annotated[Path | None, Parameter(help="Folder; the run's own by default.")] = None,
-    model: Annotated[str | None, Parameter(help="The original; the record's by default.")] = None,
+    model: Base = None,
+    config: Config = None,
 ) -> None:
     """Write an erasure for other tools.
 
-    Example: `expunge export runs/cat --format kohya`
+    Example: `expunge export runs/cat --format kohya --rank 8`
     """
     from expunge.erasure import Erasure
-    from expunge.exports import WITHOUT_BASE
-    from expunge.exports import export as write
+    from expunge.formats import WITHOUT_BASE, lost_at
+    from expunge.formats import export as write
 
     erasure = Erasure.load(run)
+    record = erasure.record
     alone = format in WITHOUT_BASE
-    pipe = None if alone else backbone_of(model or erasure.record["model"]).pipe
-    folder = out or (run / format if format in ("merged", "denoiser") else run)
-    say(str(write(erasure, folder, format, pipe)))
+    pipe = None if alone else _base(record, model, config).pipe
+    folder = out or (run if alone else run / format)
+    path = write(erasure, folder, format, pipe, rank)
+    if rank is not None:
+        say(f"lost at rank {rank}: {lost_at(erasure, rank)} (relative Frobenius norm)")
+    say(str(path))
 
 
 @app.command
 def verify(
-    path: Annotated[Path, Parameter(help="File or folder that `expunge export` wrote.")],
+    path: Annotated[Path, Parameter(help="What `expunge export` or `expunge erase` wrote.")],
     *,
-    model: Annotated[str | None, Parameter(help="The original; the record's by default.")] = None,
+    model: Base = None,
+    config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Load an export through plain diffusers: does it change the model as recorded?
 
     Exit code 1 if it does not.
 
-    Example: `expunge verify runs/cat/pytorch_lora_weights.safetensors`
+    Example: `expunge verify runs/cat`
     """
-    from expunge.verification import recorded
+    from expunge.verification import NotReadError, recorded
     from expunge.verification import verify as check
 
-    result = check(path, backbone_of(model or recorded(path)["model"]))
+    try:
+        result = check(path, _base(recorded(path), model, config))
+    except NotReadError as error:
+        say(str(error))
+        raise SystemExit(1) from None
     if as_json:
         print_json(result)
     else:
-        for part in ("weights", "predictions"):
-            word = "as recorded" if result[part]["agree"] else "NOT as recorded"
-            say(f"{part}: {word} (largest relative difference {result[part]['worst']:.1e})")
+        for part in ("weights", "others", "predictions"):
+            if result[part] is not None:
+                word = "as recorded" if result[part]["agree"] else "NOT as recorded"
+                say(f"{_PARTS[part]}: {word} (largest difference {result[part]['worst']:.1e})")
+        say(f"read by {result['reader']}")
     if not result["agree"]:
         raise SystemExit(1)
+
+
+_PARTS = {"weights": "weights", "others": "all other weights", "predictions": "predictions"}
+
+
+def _base(record: dict[str, Any], model: str | None, config: str | None) -> Any:
+    name = model or record.get("model")
+    if not name:
+        raise ValueError("the record names no base model that can be loaded: say --model")
+    return backbone_of(name, config or (None if model else record.get("config")))

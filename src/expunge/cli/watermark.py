@@ -106,12 +106,13 @@ def bench(
 
     Example: `expunge watermark bench --schemes learned --edits none jpeg:20 regeneration:0.3`
     """
+    from expunge.names import listed
     from expunge.watermark import names, pictures
     from expunge.watermark.benchmark import bench as run_bench
     from expunge.watermark.scheme.base import DifferentiableScheme
 
-    chosen = [names.scheme(text) for text in names.listed(schemes)]
-    done = [names.edit(text) for text in names.listed(_EDITS if edits is None else edits)]
+    chosen = [names.scheme(text) for text in listed(schemes)]
+    done = [names.edit(text) for text in listed(_EDITS if edits is None else edits)]
     if edits is None and all(isinstance(scheme, DifferentiableScheme) for scheme in chosen):
         done.append(names.edit("guided"))
     for name, value, least in (("count", count, 1), ("unmarked", unmarked, 0), ("size", size, 16)):
@@ -173,6 +174,7 @@ def erased(
     Example: `expunge watermark erased runs/cat --count 40`
     """
     from expunge.erasure import Erasure
+    from expunge.names import listed
     from expunge.watermark import names
     from expunge.watermark.both_layers import layers
 
@@ -180,8 +182,8 @@ def erased(
     log = layers(
         backbone_of(model or erasure.record["model"]),
         erasure,
-        [names.scheme(text) for text in names.listed(schemes)],
-        [names.edit(text) for text in names.listed(edits)],
+        [names.scheme(text) for text in listed(schemes)],
+        [names.edit(text) for text in listed(edits)],
         count=count,
         strength=strength,
         folder=out or run / "watermark",

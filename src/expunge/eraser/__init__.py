@@ -1,6 +1,8 @@
 """Erasers, one method per file."""
 
+from expunge.eraser.esd import ESD
 from expunge.eraser.speed import SPEED
+from expunge.eraser.trace import TRACE
 from expunge.eraser.uce import UCE
 
-__all__ = ["SPEED", "UCE"]
+__all__ = ["ESD", "SPEED", "TRACE", "UCE"]

@@ -8,14 +8,17 @@ no alpha yet: whoever writes a file chooses it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from expunge.adapter import LowRank
+from expunge.change import LowRank
 from expunge.layouts.ldm import unet_name
+from expunge.layouts.text import refuse_unread, text_name, whole_attentions
 
+_Any = TypeVar("_Any")
 _PREFIX = "lora_unet_"
 
 _FLUX = {
@@ -53,6 +56,93 @@ _FUSED = {
 """Members of each fused layer, with the outputs of each as a multiple of its inputs."""
 
 
+KOHYA = ("sd", "sdxl", "flux")
+"""Architectures that kohya has names for."""
+
+
+def kohya(
+    changes: Mapping[str, LowRank], architecture: str, components: Mapping[str, Any]
+) -> dict[str, LowRank]:
+    """Changes of any of a pipeline's networks by kohya's names.
+
+    Args:
+        changes: by place.
+        architecture: family of the pipeline.
+        components: configurations of the changed networks and of the denoiser.
+
+    Returns:
+        Changes by name, without `.lora_down.weight`.
+
+    Raises:
+        ValueError: kohya has no names for the architecture or for a layer.
+    """
+    _check(changes, architecture)
+    named: dict[str, LowRank] = {}
+    for component, own in by_component(changes).items():
+        if component.startswith("text_encoder"):
+            prefix = _text_prefix(component, architecture)
+            whole = whole_attentions(own)
+            named |= {_flat(prefix, text_name(name)): c for name, c in whole.items()}
+        elif architecture == "sdxl":
+            named |= kohya_sdxl(own, components[component])
+        else:
+            named |= (kohya_flux if architecture == "flux" else kohya_sd)(own)
+    return named
+
+
+def kohya_deltas(
+    deltas: Mapping[str, Tensor], architecture: str, components: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Whole changes of weights by kohya's names; see `kohya`.
+
+    Args:
+        deltas: by place, each shaped like the layer's weight.
+        architecture: family of the pipeline.
+        components: configurations of the changed networks and of the denoiser.
+    """
+    _check(deltas, architecture)
+    named: dict[str, Tensor] = {}
+    for component, own in by_component(deltas).items():
+        if component.startswith("text_encoder"):
+            prefix = _text_prefix(component, architecture)
+            named |= {_flat(prefix, text_name(name)): delta for name, delta in own.items()}
+        elif architecture == "flux":
+            named |= _flux_deltas(own)
+        else:
+            for name, delta in own.items():
+                other = unet_name(name, components[component]) if architecture == "sdxl" else name
+                named[_flat(_PREFIX, other)] = delta
+    return named
+
+
+def by_component(changes: Mapping[str, _Any]) -> dict[str, dict[str, _Any]]:
+    """What stands by place, by component of the pipeline and name in it."""
+    found: dict[str, dict[str, _Any]] = {}
+    for place, change in changes.items():
+        component, _, name = place.partition("/")
+        found.setdefault(component, {})[name] = change
+    return found
+
+
+def _check(changes: Mapping[str, object], architecture: str) -> None:
+    if architecture not in KOHYA:
+        raise ValueError(
+            f"the format 'kohya' has no names for {architecture}, expected one of "
+            f"{', '.join(KOHYA)}; use the format 'diffusers'"
+        )
+    refuse_unread(changes, architecture)
+
+
+def _text_prefix(component: str, architecture: str) -> str:
+    if architecture == "sd":
+        return "lora_te_"
+    return "lora_te2_" if component == "text_encoder_2" else "lora_te1_"
+
+
+def _flat(prefix: str, name: str) -> str:
+    return prefix + name.replace(".", "_")
+
+
 def kohya_sd(factors: Mapping[str, LowRank]) -> dict[str, LowRank]:
     """Changes of a Stable Diffusion 1.x or 2.x UNet by kohya's names.
 
@@ -62,7 +152,7 @@ def kohya_sd(factors: Mapping[str, LowRank]) -> dict[str, LowRank]:
     Returns:
         The same changes by name, without `.lora_down.weight`.
     """
-    return {_PREFIX + name.replace(".", "_"): change for name, change in factors.items()}
+    return {_flat(_PREFIX, name): change for name, change in factors.items()}
 
 
 def kohya_sdxl(
@@ -100,20 +190,40 @@ def kohya_flux(factors: Mapping[str, LowRank]) -> dict[str, LowRank]:
     Raises:
         ValueError: a layer has no name there.
     """
-    named: dict[str, LowRank] = {}
-    fused: dict[str, dict[str, LowRank]] = {}
-    for name, change in factors.items():
+    named, fused = _grouped(factors)
+    return kohya_sd(named | {key: _fuse(*group) for key, group in fused.items()})
+
+
+def _flux_deltas(deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole changes of a FLUX transformer: one above the other where its layers are one."""
+    named, fused = _grouped(deltas)
+    for key, (present, members) in fused.items():
+        like = next(iter(present.values()))
+        width = like.shape[1]
+        rows = [
+            present.get(name, like.new_zeros(times * width, width))
+            for name, times in members.items()
+        ]
+        named[key] = torch.cat(rows)
+    return {_flat(_PREFIX, name): delta for name, delta in named.items()}
+
+
+def _grouped(
+    changes: Mapping[str, _Any],
+) -> tuple[dict[str, _Any], dict[str, tuple[dict[str, _Any], Mapping[str, int]]]]:
+    """Changes by FLUX's own names: of single layers, and of those that are one there."""
+    named: dict[str, _Any] = {}
+    fused: dict[str, tuple[dict[str, _Any], Mapping[str, int]]] = {}
+    for name, change in changes.items():
         stack, index, inner = _split(name)
         for layer, members in _FUSED.get(stack, {}).items():
             if inner in members:
-                fused.setdefault(f"{stack}.{index}.{layer}", {})[inner] = change
+                key = f"{_BLOCKS[stack]}.{index}.{layer}"
+                fused.setdefault(key, ({}, members))[0][inner] = change
                 break
         else:
             named[_flux_name(name)] = change
-    for key, present in fused.items():
-        stack, index, layer = _split(key)
-        named[f"{_BLOCKS[stack]}.{index}.{layer}"] = _fuse(present, _FUSED[stack][layer])
-    return kohya_sd(named)
+    return named, fused
 
 
 def _split(name: str) -> tuple[str, str, str]:
@@ -147,47 +257,3 @@ def _fuse(present: Mapping[str, LowRank], members: Mapping[str, int]) -> LowRank
         parts.append(LowRank(part.down, F.pad(part.up, (0, 0, above, below))))
         above += times * width
     return LowRank.stack(parts)
-
-
-def is_kohya_flux(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file's tensors have the names that `kohya_flux` gives."""
-    starts = tuple(
-        f"{_PREFIX}{start}" for start in ("double_blocks_", "single_blocks_", "txt_in", "vector_in")
-    )
-    return any(key.startswith(starts) for key in tensors)
-
-
-def read_kohya_flux(
-    tensors: Mapping[str, Tensor], outputs: Mapping[str, int]
-) -> dict[str, LowRank]:
-    """Changes by diffusers name, as a kohya FLUX file holds them.
-
-    Args:
-        tensors: of the file.
-        outputs: features that each layer to look for puts out, by diffusers name.
-
-    Returns:
-        The changes of those layers that the file has, scaled by alpha / rank.
-    """
-    found = {}
-    for name, rows in outputs.items():
-        stack, index, inner = _split(name)
-        key, first = _flux_key(name, stack, index, inner, rows)
-        key = _PREFIX + key.replace(".", "_")
-        if f"{key}.lora_down.weight" not in tensors:
-            continue
-        down, up = (tensors[f"{key}.lora_{side}.weight"] for side in ("down", "up"))
-        scale = float(tensors[f"{key}.alpha"]) / len(down)
-        found[name] = LowRank(down, scale * up[first : first + rows])
-    return found
-
-
-def _flux_key(name: str, stack: str, index: str, inner: str, outputs: int) -> tuple[str, int]:
-    """The layer's name there, without dots, and the first of its rows in a fused layer."""
-    for layer, members in _FUSED.get(stack, {}).items():
-        if inner in members:
-            place = list(members).index(inner)
-            width = outputs // members[inner]
-            before = sum(list(members.values())[:place]) * width
-            return f"{_BLOCKS[stack]}.{index}.{layer}", before
-    return _flux_name(name), 0

@@ -5,13 +5,13 @@ Sources:
     JASA 22 (1927), 209-212.
     C. J. Clopper and E. S. Pearson, "The use of confidence or fiducial limits illustrated in the
     case of the binomial", Biometrika 26 (1934), 404-413.
-    L. Kish, "Survey Sampling" (1965), ch. 8.2: design effect of clusters of unequal size.
-    M. S. Ridout, C. G. B. Demétrio and D. Firth, "Estimating intraclass correlation for binary
-    data", Biometrics 55 (1999), 137-148: the analysis-of-variance estimator.
+    E. L. Korn and B. I. Graubard, "Confidence intervals for proportions with small expected number
+    of positive counts estimated from survey data", Survey Methodology 24 (1998), 193-201.
     Q. McNemar, "Note on the sampling error of the difference between correlated proportions or
     percentages", Psychometrika 12 (1947), 153-157.
     R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions
-    based on paired data", Statistics in Medicine 17 (1998), 2635-2650: method 10.
+    based on paired data", Statistics in Medicine 17 (1998), 2635-2650: method 10; and "Interval
+    estimation for the difference between independent proportions", 873-890: method 10.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm
+from scipy.stats import beta, binomtest, norm, t
 
 Interval = tuple[float, float]
 
@@ -93,53 +93,66 @@ def clopper_pearson(
     return float(low), float(high)
 
 
-def design_effect(flags: Sequence[bool] | NDArray[np.bool_], clusters: Sequence[Hashable]) -> float:
-    """How many times the variance of a rate grows because outcomes share a cluster.
+@dataclass(frozen=True)
+class Worth:
+    """How many independent outcomes clustered ones are worth.
 
-    Kish's 1 + (m - 1) * icc, with m the size of the cluster that a random outcome lies in and icc
-    the one-way analysis-of-variance estimate (Ridout et al. 1999), negative estimates taken as 0.
-    Where no correlation can be estimated (all outcomes alike, or a single cluster) the worst case
-    is taken: a cluster counts as one outcome.
-
-    Args:
-        flags: outcomes, one per image.
-        clusters: what each outcome belongs to, such as its prompt.
-
-    Returns:
-        The design effect, from 1 (independent) to n.
-
-    Raises:
-        ValueError: nothing given, no booleans, or lengths that differ.
+    Attributes:
+        n: independent outcomes, at least 1.
+        freedom: degrees of freedom of the estimate of that number, at least 1.
     """
-    outcomes = _flags("flags", flags)
-    n = outcomes.size
-    if len(clusters) != n:
-        raise ValueError(
-            f"clusters must be as long as flags, got {len(clusters)} and {n}; name the prompt of "
-            "every image"
-        )
-    index = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
-    members = np.array([index[cluster] for cluster in clusters])
-    return _design_effect(
-        np.bincount(members[outcomes], minlength=len(index)), np.bincount(members)
+
+    n: float
+    freedom: int
+
+    def __post_init__(self) -> None:
+        if not (self.n >= 1 and self.freedom >= 1):
+            raise ValueError(f"n and freedom must be at least 1, got {self.n} and {self.freedom}")
+
+    def at(self, confidence: float) -> float:
+        """The number less what its own uncertainty costs (Korn and Graubard 1998)."""
+        quantile = (1 + confidence) / 2
+        return max(1.0, self.n * float(norm.ppf(quantile) / t.ppf(quantile, self.freedom)) ** 2)
+
+
+def _worth(events: NDArray[np.integer], sizes: NDArray[np.integer]) -> tuple[Worth, ...]:
+    """Two estimates of what clustered outcomes are worth; none where all are independent.
+
+    The first takes the clusters' spread as seen, with as many degrees of freedom as clusters hold
+    the rarer outcome, less one: near 0 or 1 the spread rests on these few, and may miss the one
+    that fails as a whole. The second adds such a cluster, as large as the others are on average.
+    Either covers; the one that is worth more is not needlessly wide.
+    """
+    n, count = int(sizes.sum()), len(sizes)
+    if count == n:
+        return ()
+    mean = float(events.sum()) / n
+    if count == 1 or mean in (0.0, 1.0):
+        return (Worth(count, max(1, count - 1)),)
+    rare = min(int((events > 0).sum()), int((events < sizes).sum()))
+    size = n / count
+    fallen = np.append(events, size if mean < 0.5 else 0.0)
+    return (
+        Worth(_effective(events, sizes), max(1, rare - 1)),
+        Worth(_effective(fallen, np.append(sizes, size)), count - 1),
     )
 
 
-def _design_effect(events: NDArray[np.integer], sizes: NDArray[np.integer]) -> float:
-    """The design effect from events and outcomes of each cluster."""
-    n, count = int(sizes.sum()), len(sizes)
-    if count == n:
-        return 1.0
+def _effective(events: NDArray[Any], sizes: NDArray[Any]) -> float:
+    """p (1 - p) over the variance of the rate that the clusters' spread gives."""
+    n, count = float(sizes.sum()), len(sizes)
     mean = float(events.sum()) / n
-    if count == 1 or mean in (0.0, 1.0):
-        return n / count
-    rates = events / sizes
-    between = float(sizes @ (rates - mean) ** 2) / (count - 1)
-    within = float(sizes @ (rates * (1 - rates))) / (n - count)
-    kish = float(sizes @ sizes) / n
-    typical = (n - kish) / (count - 1)
-    icc = (between - within) / (between + (typical - 1) * within)
-    return 1 + (kish - 1) * max(icc, 0.0)
+    variance = count / (count - 1) * float(((events - mean * sizes) ** 2).sum()) / n**2
+    worth = mean * (1 - mean) / variance if variance else n
+    return max(1.0, min(worth, n))
+
+
+def _exact(value: float, n: float, confidence: float) -> Interval:
+    """Clopper and Pearson's interval of a rate out of an n that is not whole."""
+    k, error = value * n, (1 - confidence) / 2
+    low = float(beta.ppf(error, k, n - k + 1)) if value > 0 else 0.0
+    high = float(beta.ppf(1 - error, k + 1, n - k)) if value < 1 else 1.0
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -149,21 +162,16 @@ class Rate:
     Attributes:
         k: events.
         n: outcomes, at least 1.
-        effective_n: how many independent outcomes the n are worth (n divided by the design
-            effect), between 1 and n; None when all are independent.
+        worth: how many independent outcomes the n are worth, at the most; empty when all are
+            independent.
     """
 
     k: int
     n: int
-    effective_n: float | None = None
+    worth: tuple[Worth, ...] = ()
 
     def __post_init__(self) -> None:
         _check_counts(self.k, self.n)
-        if self.effective_n is not None and not 1 <= self.effective_n <= self.n:
-            raise ValueError(
-                f"effective_n must lie between 1 and n = {self.n}, got {self.effective_n}; divide "
-                "n by the design effect"
-            )
 
     @classmethod
     def of(
@@ -182,8 +190,17 @@ class Rate:
         """
         outcomes = _flags("flags", flags)
         n = outcomes.size
-        effective_n = None if clusters is None else n / design_effect(outcomes, clusters)
-        return cls(int(outcomes.sum()), n, effective_n)
+        if clusters is None:
+            return cls(int(outcomes.sum()), n)
+        if len(clusters) != n:
+            raise ValueError(
+                f"clusters must be as long as flags, got {len(clusters)} and {n}; name the prompt "
+                "of every image"
+            )
+        index = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
+        members = np.array([index[cluster] for cluster in clusters])
+        events = np.bincount(members[outcomes], minlength=len(index))
+        return cls.of_counts(events.tolist(), np.bincount(members).tolist())
 
     @classmethod
     def of_counts(cls, events: Sequence[int], sizes: Sequence[int]) -> Self:
@@ -203,9 +220,8 @@ class Rate:
             )
         for k, n in zip(events, sizes, strict=True):
             _check_counts(k, n)
-        total = int(sum(sizes))
-        effect = _design_effect(np.asarray(events), np.asarray(sizes))
-        return cls(int(sum(events)), total, total / effect)
+        worth = _worth(np.asarray(events), np.asarray(sizes))
+        return cls(int(sum(events)), int(sum(sizes)), worth)
 
     @property
     def value(self) -> float:
@@ -215,8 +231,8 @@ class Rate:
     def interval(self, confidence: float = 0.95) -> Interval:
         """Two-sided interval: Wilson's, at zero or all events Clopper and Pearson's.
 
-        With `effective_n` both take it for n (Clopper-Pearson rounded to a whole number; after
-        `of` it is the number of clusters there).
+        Outcomes that share clusters get Clopper and Pearson's of what they are worth, after
+        Korn and Graubard; where all are alike, a cluster counts as one outcome.
 
         Returns:
             Low and high end, as fractions.
@@ -225,10 +241,24 @@ class Rate:
             ValueError: a confidence outside 0..1.
         """
         _check_confidence(confidence)
-        n = self.n if self.effective_n is None else self.effective_n
         if 0 < self.k < self.n:
-            return _wilson(self.value, n, confidence)
-        return clopper_pearson(round(n) if self.k else 0, round(n), confidence)
+            if not self.worth:
+                return _wilson(self.value, self.n, confidence)
+            return _exact(self.value, max(w.at(confidence) for w in self.worth), confidence)
+        return _exact(self.value, self.worth[0].n if self.worth else self.n, confidence)
+
+
+def newcombe(first: Rate, second: Rate, confidence: float = 0.95) -> Interval:
+    """Interval of second minus first, of outcomes that share nothing (Newcombe 1998, method 10).
+
+    Raises:
+        ValueError: a confidence outside 0..1.
+    """
+    (low1, high1), (low2, high2) = first.interval(confidence), second.interval(confidence)
+    one, two = first.value, second.value
+    low = two - one - math.hypot(two - low2, high1 - one)
+    high = two - one + math.hypot(high2 - two, one - low1)
+    return max(-1.0, low), min(1.0, high)
 
 
 @dataclass(frozen=True)

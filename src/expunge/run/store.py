@@ -160,7 +160,7 @@ class Store:
         """Keep tensors as safetensors, once however often they are put.
 
         Returns:
-            Their path relative to the folder: `tensors/<SHA-256 of the file, 32 digits>.safetensors`.
+            Their path in the folder: `tensors/<SHA-256 of the file, 32 digits>.safetensors`.
 
         Raises:
             StoreError: the file cannot be written.
