@@ -57,10 +57,9 @@ class Facts(ABC):
         self._hashed: tuple[Hashable, str] | None = None
         self._check_types()
         self.precision: Precision = fastest(self.device) if self.dtype == torch.float32 else "own"
-        folder = BUNDLED.get(self.name_or_path, Path(self.name_or_path))
-        own = (Profile.read(folder) if self.name_or_path else None) or Profile(
-            self._usual_sampling()
-        )
+        places = [name for name in self.source.values() if name]
+        found = (Profile.read(BUNDLED.get(name, Path(name))) for name in places)
+        own = next(filter(None, found), None) or Profile(self._usual_sampling())
         height, width = self._native_size()
         sampling = replace(
             own.sampling, height=own.sampling.height or height, width=own.sampling.width or width
