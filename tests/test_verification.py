@@ -175,8 +175,10 @@ def test_pickles_are_not_read(base: Any, made: Erasure, tmp_path: Path) -> None:
         verify(path, base)
 
 
-@pytest.mark.parametrize("text", ["[]", "7", "{}", "null", "{", '{"fingerprint": 3}', '"x"',
-                                  '{"fingerprint": {"layers": [1], "projections": {}}}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "7", "{}", "null", "{", '"x"', '{"fingerprint": 3}', '{"fingerprint": {"layers": [1]}}'],
+)
 def test_headers_of_a_wrong_shape_get_one_sentence(
     text: str, base: Any, made: Erasure, tmp_path: Path
 ) -> None:
