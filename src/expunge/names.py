@@ -28,6 +28,7 @@ ERASERS = {
     "speed": "expunge.eraser.speed:SPEED",
     "esd": "expunge.eraser.esd:ESD",
     "trace": "expunge.eraser.trace:TRACE",
+    "fade": "expunge.eraser.fade:FADE",
 }
 ATTACKS: dict[str, str] = {}
 GUARDS: dict[str, str] = {}
