@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
@@ -9,15 +10,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from expunge import hooks
-from expunge.backbone.identity import content_hash, sketch, weights_key
+from expunge.backbone.identity import (
+    QUANTISED,
+    SAME_WEIGHTS,
+    Sketch,
+    content_hash,
+    sketch,
+    sketch_distance,
+    weights_key,
+)
 from expunge.backbone.profile import BUNDLED, Profile, Sampling
 
 PredictionKind = Literal["epsilon", "v_prediction", "flow"]
 Precision = Literal["own", "bfloat16"]
 """How the denoiser computes: in its weights' own type, or its products in bfloat16."""
+
+CONFIG_OF_FILE = "_expunge_config"
+"""Attribute of a pipeline from a single file: where its configuration came from."""
 
 GuidanceKind = Literal["classifier-free", "embedded", "none"]
 """By two predictions, by an input of the denoiser (FLUX.1-dev), or not at all (FLUX.1-schnell)."""
@@ -45,10 +57,9 @@ class Facts(ABC):
         self._hashed: tuple[Hashable, str] | None = None
         self._check_types()
         self.precision: Precision = fastest(self.device) if self.dtype == torch.float32 else "own"
-        folder = BUNDLED.get(self.name_or_path, Path(self.name_or_path))
-        own = (Profile.read(folder) if self.name_or_path else None) or Profile(
-            self._usual_sampling()
-        )
+        places = [name for name in self.source.values() if name]
+        found = (Profile.read(BUNDLED.get(name, Path(name))) for name in places)
+        own = next(filter(None, found), None) or Profile(self._usual_sampling())
         height, width = self._native_size()
         sampling = replace(
             own.sampling, height=own.sampling.height or height, width=own.sampling.width or width
@@ -61,23 +72,18 @@ class Facts(ABC):
         return str(self.pipe.config.get("_name_or_path") or "")
 
     @property
+    def source(self) -> dict[str, str]:
+        """What this model can be opened with again: `model`, and `config` of a single file."""
+        config = getattr(self.pipe, CONFIG_OF_FILE, None)
+        return {"model": self.name_or_path or self.name} | ({"config": config} if config else {})
+
+    @property
     def name(self) -> str:
         """A short name for people; of a pipeline built in memory its class."""
         path = self.name_or_path
         if not path:
             return type(self.pipe).__name__
         return Path(path).name if Path(path).exists() else path
-
-    @property
-    def source(self) -> dict[str, Any]:
-        """What this model can be opened with again."""
-        return {"model": self.name_or_path or self.name}
-
-    def config_of(self, component: str) -> dict[str, Any]:
-        """How a component is built, as its `config.json` says."""
-        config: Any = self.networks[component].config
-        items = config.to_dict() if hasattr(config, "to_dict") else config
-        return {name: value for name, value in items.items() if not name.startswith("_")}
 
     @property
     def loras(self) -> list[str]:
@@ -99,8 +105,13 @@ class Facts(ABC):
     @property
     def denoiser_config(self) -> dict[str, Any]:
         """How the denoiser is built, as its `config.json` says."""
-        config: Any = self.denoiser.config
-        return {name: value for name, value in config.items() if not name.startswith("_")}
+        return self.config_of(self.denoiser_name)
+
+    def config_of(self, component: str) -> dict[str, Any]:
+        """How a component is built, as its `config.json` says."""
+        config: Any = self.networks[component].config
+        items = config.to_dict() if hasattr(config, "to_dict") else config
+        return {name: value for name, value in items.items() if not name.startswith("_")}
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -151,23 +162,64 @@ class Facts(ABC):
             self._hashed = (key, content_hash(self.networks))
         return self._hashed[1]
 
-    def sketch(self, names: Iterable[str] | None = None) -> dict[str, dict[str, list[float]]]:
+    def sketch(self, places: Iterable[str] | None = None) -> dict[str, dict[str, list[float]]]:
         """A few numbers for each layer that survive a cast, for `identity.sketch_distance`.
 
         Args:
-            names: clean names in the denoiser; None for all linear layers and convolutions.
+            places: components and clean names (`unet/mid_block…to_k`); a module without a weight
+                stands for all linear layers and convolutions in it. None for the denoiser.
 
         Raises:
-            ValueError: the denoiser lacks one of the layers.
+            ValueError: the pipeline lacks one of the layers.
         """
-        every = hooks.layers(self.denoiser)
-        if names is None:
-            names = [n for n, m in every.items() if isinstance(m, nn.Linear | nn.Conv2d)]
-        chosen = sorted(names)
-        missing = [name for name in chosen if name not in every]
-        if missing:
-            raise ValueError(f"this {self.denoiser_name} has no layer {missing[0]!r}")
-        return sketch({name: every[name] for name in chosen})
+        every = {
+            f"{component}/{name}": module
+            for component, network in self.networks.items()
+            for name, module in hooks.layers(network).items()
+        }
+        chosen = set()
+        for place in [f"{self.denoiser_name}/"] if places is None else places:
+            if place not in every:
+                raise ValueError(f"made for another architecture: no layer {place!r} here")
+            if isinstance(getattr(every[place], "weight", None), Tensor):
+                chosen.add(place)
+                continue
+            inside = [n for n in every if n.startswith(place if place[-1] == "/" else f"{place}.")]
+            chosen |= {n for n in inside if isinstance(every[n], nn.Linear | nn.Conv2d)}
+        return sketch({place: every[place] for place in sorted(chosen)})
+
+    def check_sketch(self, made: Sketch, named: str) -> None:
+        """Refuse a model whose weights are others than those a sketch was made of.
+
+        Casts of one model pass. Quantised weights pass with a warning: they are others.
+
+        Args:
+            made: from `sketch`.
+            named: the model it was made of, for the message.
+
+        Raises:
+            ValueError: the weights differ by more than a cast.
+        """
+        places = next(iter(made.values()), {})
+        distance = sketch_distance(self.sketch(places), made)
+        if distance <= SAME_WEIGHTS:
+            return
+        if distance <= QUANTISED and self.quantised:
+            warnings.warn(
+                f"the {self.denoiser_name} is quantised: its weights differ from those of {named} "
+                f"by {distance:.1%}, so what was made for those fits only about",
+                stacklevel=2,
+            )
+            return
+        raise ValueError(
+            f"made for other weights: those of {named} and of {self.name} differ by {distance:.2%} "
+            f"in the changed layers (a cast explains {SAME_WEIGHTS:.2%})"
+        )
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any weight is held in fewer bits than it computes in."""
+        return any(type(p) not in (nn.Parameter, Tensor) for p in self.denoiser.parameters())
 
     def identity(self) -> dict[str, Any]:
         """All of the model that determines what is drawn, as plain data."""
