@@ -30,6 +30,7 @@ ERASERS = {
     "trace": "expunge.eraser.trace:TRACE",
     "spm": "expunge.eraser.spm:SPM",
     "receler": "expunge.eraser.receler:Receler",
+    "fade": "expunge.eraser.fade:FADE",
 }
 ATTACKS: dict[str, str] = {}
 GUARDS: dict[str, str] = {}
