@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from expunge.attack.base import Case
-from expunge.concept import Concept, Probe, Prompt, Split, Vocabulary
+from expunge.concept import Concept, Probe, Prompt
+from expunge.prompts import Split
 from expunge.settings import check_counts
+from expunge.vocabulary import Vocabulary
 
 Role = Literal["target", "neighbour", "unrelated"]
 _SURROUNDINGS: tuple[Role, ...] = ("neighbour", "unrelated")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,9 +15,9 @@ from expunge.backbone.base import Backbone
 from expunge.backbone.flux import FluxBackbone
 from expunge.backbone.profile import BUNDLED
 from expunge.backbone.sd3 import SD3Backbone
+from expunge.backbone.source import check_source
 from expunge.backbone.unet import SDXLBackbone, UNetBackbone
 
-_PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 _BACKBONES: dict[str, type[Backbone]] = {
     "StableDiffusionPipeline": UNetBackbone,
     "StableDiffusionImg2ImgPipeline": UNetBackbone,
@@ -73,9 +72,8 @@ def load(
         small = target.type == "cpu" or str(source) in BUNDLED
         dtype = torch.float32 if small else torch.bfloat16
     _check(target, dtype, offload, quantize)
+    check_source(source, config)
     path = BUNDLED.get(str(source), Path(source))
-    if path.suffix in _PICKLES:
-        raise ValueError(f"{path.name} is a pickle, which can run code; only safetensors are read")
     if path.is_file():
         pipe = _load_file(path, config, dtype)
     elif (path / "model_index.json").is_file():
@@ -143,12 +141,6 @@ def _quantize(denoiser: nn.Module) -> None:
 
 
 def _load_file(path: Path, config: str | Path | None, dtype: torch.dtype) -> Any:
-    if path.suffix != ".safetensors":
-        raise ValueError(f"a single-file model must be .safetensors, got {path.name}")
-    if config is None:
-        raise ValueError(
-            f"{path.name} is a single file: say config=… (a diffusers folder or hub id)"
-        )
     try:
         kind = _pipeline_class(str(config))
         return kind.from_single_file(str(path), config=str(config), dtype=dtype)
@@ -164,15 +156,6 @@ def _pipeline_class(config: str) -> Any:
 
 
 def _load_hub(source: str, dtype: torch.dtype) -> Any:
-    if source in BUNDLED:
-        raise ValueError(f"the weights of {source} are missing from this installation")
-    near = difflib.get_close_matches(source, BUNDLED, 1, 0.6)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    if source.count("/") != 1 or Path(source).exists() or source.startswith((".", "/")):
-        raise ValueError(
-            f"no model at {source!r}: expected {', '.join(BUNDLED)}, a diffusers folder, "
-            f"a hub id (owner/name) or a .safetensors file{hint}"
-        )
     try:
         return DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
