@@ -65,7 +65,7 @@ def test_every_hyperparameter_is_an_option(name: str, capsys: pytest.CaptureFixt
         (["erase", "cat", "--steps", "0"], "steps must be at least 1"),
         (["erase", "cat", "--kind", "objet"], "did you mean 'object'"),
         (["erase", "cat", "--model", "minature-sd"], "did you mean 'miniature-sd'"),
-        (["erase", " ", "--method", "uce"], "needs a name"),
+        (["erase", " ", "--method", "uce"], "must not be empty"),
         (["erase", "a child", "--kind", "explicit"], "must not name minors"),
         (["audti", "x"], "audit"),
         (["audit", "nowhere"], "no erasure in"),

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from expunge.adapter import LowRank
+from expunge.change import LowRank
 from expunge.layouts import kohya_flux, kohya_sd, kohya_sdxl, single_file_tensors
 
 RANK = 2
@@ -232,21 +232,31 @@ def test_text_encoders_readers_would_confuse_are_refused(pipe: Any) -> None:
 # --- kohya
 
 
-def _changes(network: nn.Module, names: Iterable[str] | None = None) -> dict[str, LowRank]:
+def _random_change(shape: Iterable[int]) -> LowRank:
+    rows, *inner = shape
+    return LowRank(torch.randn(RANK, *inner), torch.randn(rows, RANK))
+
+
+def _changes(
+    network: nn.Module,
+    names: Iterable[str] | None = None,
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear,),
+) -> dict[str, LowRank]:
     """A random change of every linear layer, or of those named."""
-    linear = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
+    found = {n: m for n, m in network.named_modules() if isinstance(m, kinds)}
     return {
-        n: LowRank(torch.randn(RANK, m.in_features), torch.randn(m.out_features, RANK))
-        for n, m in linear.items()
-        if names is None or n in names
+        name: _random_change(module.weight.shape)
+        for name, module in found.items()
+        if names is None or name in names
     }
 
 
 def _file(changes: Mapping[str, LowRank]) -> dict[str, Tensor]:
     tensors = {}
     for name, change in changes.items():
-        tensors[f"{name}.lora_down.weight"] = change.down
-        tensors[f"{name}.lora_up.weight"] = change.up
+        up = change.up.detach()
+        tensors[f"{name}.lora_down.weight"] = change.down.detach()
+        tensors[f"{name}.lora_up.weight"] = up if change.down.ndim == 2 else up[:, :, None, None]
         tensors[f"{name}.alpha"] = torch.tensor(float(change.rank))
     return tensors
 
@@ -269,15 +279,16 @@ def _assert_read(network: nn.Module, changes: Mapping[str, LowRank]) -> None:
     deltas = _deltas(network)
     assert deltas.keys() == changes.keys()
     for name, change in changes.items():
-        assert torch.allclose(deltas[name], change.delta, atol=1e-6), name
+        assert torch.allclose(deltas[name].double(), change.delta, atol=1e-5), name
 
 
 @pytest.mark.parametrize("make", [_sd1, _sd2])
 def test_kohya_names_of_stable_diffusion(
     make: Callable[[Any], Any], pipe: Any, tmp_path: Path
 ) -> None:
+    """Every linear layer and every convolution."""
     made = make(pipe.tokenizer)
-    changes = _changes(made.unet)
+    changes = _changes(made.unet, kinds=(nn.Linear, nn.Conv2d))
     _load(made, kohya_sd(changes), tmp_path)
     _assert_read(made.unet, changes)
 
@@ -285,7 +296,7 @@ def test_kohya_names_of_stable_diffusion(
 @pytest.mark.parametrize("make", [_sdxl, _sdxl_deep])
 def test_kohya_names_of_sdxl(make: Callable[[Any], Any], pipe: Any, tmp_path: Path) -> None:
     made = make(pipe.tokenizer)
-    changes = _changes(made.unet)
+    changes = _changes(made.unet, kinds=(nn.Linear, nn.Conv2d))
     _load(made, kohya_sdxl(changes, made.unet.config), tmp_path)
     _assert_read(made.unet, changes)
 
@@ -360,8 +371,8 @@ def test_fused_layers_of_flux_with_missing_members_read_back(tmp_path: Path) -> 
     deltas = _deltas(pipe.transformer)
     assert len(deltas) == 3 + 3 + 1
     for name, delta in deltas.items():
-        wanted = changes[name].delta if name in changes else torch.zeros_like(delta)
-        assert torch.allclose(delta, wanted, atol=1e-6), name
+        wanted = changes[name].delta if name in changes else torch.zeros_like(delta).double()
+        assert torch.allclose(delta.double(), wanted, atol=1e-6), name
 
 
 def test_the_fused_layer_of_single_blocks_reads_back_at_full_width() -> None:

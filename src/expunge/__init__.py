@@ -21,13 +21,13 @@ from expunge import names as _names
 if TYPE_CHECKING:
     from expunge.api import erase as erase
     from expunge.auditing import Log as Log
-    from expunge.auditing import audit as audit
+    from expunge.auditing import audit as audit  # type: ignore[no-redef]
     from expunge.auditing.cases import Sizes as Sizes
     from expunge.backbone.load import load as load
     from expunge.backbone.profile import Sampling as Sampling
     from expunge.concept import Concept as Concept
     from expunge.erasure import Erasure as Erasure
-    from expunge.formats import export as export
+    from expunge.formats import export as export  # type: ignore[no-redef]
     from expunge.judge.base import Judge as Judge
     from expunge.judge.clip import CLIPJudge as CLIPJudge
     from expunge.verification import verify as verify

@@ -57,7 +57,9 @@ class Rows:
 
     def cross(self) -> Tensor:
         """Σ (g − c) cᵀ, weighted, fp64, (width, width)."""
-        parts = zip(self.sources.split(AT_ONCE), self.guides.split(AT_ONCE), strict=True)
+        parts = zip(
+            torch.split(self.sources, AT_ONCE), torch.split(self.guides, AT_ONCE), strict=True
+        )
         found = sum((g.double() - c.double()).T @ c.double() for c, g in parts)
         assert isinstance(found, Tensor)
         return self.weight * found
@@ -100,7 +102,7 @@ def gram(rows: Tensor) -> Tensor:
     """Σ r rᵀ of (k, width), fp64 on the CPU, (width, width)."""
     width = rows.shape[-1]
     total = torch.zeros(width, width, dtype=torch.float64)
-    for part in rows.split(AT_ONCE):
+    for part in torch.split(rows, AT_ONCE):
         some = part.detach().to("cpu", torch.float64)
         total.addmm_(some.T, some)
     return total
@@ -168,6 +170,7 @@ def cholesky(system: Tensor) -> Tensor:
     Raises:
         ValueError: it is singular to fp64.
     """
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(system)
     if int(info):
         raise ValueError(
@@ -203,7 +206,8 @@ def on_layers(
     cores = torch.cat([each.core for each in edits.values()], dim=1)
     found: dict[str, dict[str, LowRank]] = {name: {} for name in edits}
     for name, layer in layers.items():
-        ups = (weight_of(layer) @ cores).float().split([len(d) for d in downs.values()], dim=1)
+        whole = (weight_of(layer) @ cores).float()
+        ups = torch.split(whole, [len(down) for down in downs.values()], dim=1)
         for concept, up in zip(edits, ups, strict=True):
             found[concept][name] = LowRank(downs[concept], up.contiguous())
     return found

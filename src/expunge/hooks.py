@@ -189,19 +189,19 @@ class _Steps:
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
         self.watchers: dict[str, AfterStep] = {}
-        self.last: float | None = None
+        self.timesteps: Any = None
         # Pipelines ask the signature which arguments (eta, generator) a step takes.
         self.__signature__ = inspect.signature(type(scheduler).step.__get__(scheduler))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self.__signature__.bind(*args, **kwargs).arguments
-        timestep = float(given["timestep"])
+        # Those without an index make their time steps anew for every run.
         first = (
             self.scheduler._step_index is None
             if hasattr(self.scheduler, "_step_index")
-            else self.last is None or timestep >= self.last
+            else self.timesteps is not self.scheduler.timesteps
         )
-        self.last = timestep
+        self.timesteps = self.scheduler.timesteps
         output = type(self.scheduler).step(self.scheduler, *args, **kwargs)
         taken = StepTaken(
             self.scheduler, given["timestep"], first=first, sample=given["sample"], output=output

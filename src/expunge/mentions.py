@@ -104,3 +104,25 @@ class Mentions:
         if any(run in self._phrases for run in runs):
             return True
         return bool(self._anywhere) and any(name in plain(text) for name in self._anywhere)
+
+
+def occurrences(text: str, name: str) -> list[tuple[int, int]]:
+    """Where a text names something, as where it begins and ends, in any form of the name.
+
+    Raises:
+        ValueError: the name is empty.
+    """
+    if not name.strip():
+        raise ValueError(f"name must hold a word, got {name!r}")
+    literal = re.escape(name.strip())
+    if not _UNSPACED.search(name):
+        literal = rf"(?<!\w){literal}(?!\w)"
+    found = {match.span() for match in re.finditer(literal, text, re.IGNORECASE)}
+    phrases = set(_phrases(name))
+    words = [(folded(match.group()), match.span()) for match in re.finditer(r"\w+", text)]
+    for length in {len(phrase) for phrase in phrases}:
+        for start in range(len(words) - length + 1):
+            run = words[start : start + length]
+            if tuple(word for word, _ in run) in phrases:
+                found.add((run[0][1][0], run[-1][1][1]))
+    return sorted(found)

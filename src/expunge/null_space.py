@@ -69,7 +69,8 @@ class NullSpace(Solver):
                 "what is kept fills all directions, so no edit is left that leaves it alone; keep "
                 "fewer prompts, or raise threshold"
             )
-        return free @ free.T
+        projector: Tensor = free @ free.T
+        return projector
 
     def _moved(self, concepts: Mapping[str, Rows], grams: Tensor, rows: Tensor) -> Tensor:
         """How far an edit that holds nothing would move each kept embedding, (m,)."""
@@ -79,4 +80,5 @@ class NullSpace(Solver):
         edits = [edit(c, lambda x: torch.cholesky_solve(x, factor)) for c in concepts.values()]
         total = torch.cat([e.core for e in edits], dim=1)
         shift = rows @ torch.cat([e.down for e in edits]).T @ total.T
-        return shift.norm(dim=1)
+        moved: Tensor = shift.norm(dim=1)
+        return moved

@@ -20,83 +20,18 @@ from expunge.mentions import ARTICLES, brief
 Split = Literal["train", "validation", "test"]
 """Erasers learn on `train`, choices are made on `validation`, audits report on `test`."""
 
-_DETERMINERS = ARTICLES | frozenset(
-    [
-        "this",
-        "that",
-        "these",
-        "those",
-        "my",
-        "your",
-        "his",
-        "her",
-        "its",
-        "our",
-        "their",
-        "no",
-        "every",
-        "each",
-        "one",
-        "another",
-    ]
-)
-_BREAKS = frozenset(
-    [
-        "of",
-        "in",
-        "on",
-        "at",
-        "by",
-        "with",
-        "without",
-        "from",
-        "to",
-        "into",
-        "onto",
-        "over",
-        "under",
-        "near",
-        "beside",
-        "behind",
-        "before",
-        "after",
-        "between",
-        "and",
-        "or",
-        "but",
-        "for",
-        "as",
-        "like",
-        "than",
-        "is",
-        "are",
-        "was",
-        "were",
-        "that",
-        "which",
-        "who",
-        "next",
-        "against",
-        "through",
-        "around",
-        "inside",
-        "outside",
-        "above",
-        "below",
-        "across",
-        "along",
-        "during",
-        "toward",
-        "towards",
-        "showing",
-        "depicting",
-        "featuring",
-        "containing",
-        "wearing",
-        "holding",
-        "riding",
-    ]
-)
+_DETERMINERS = ARTICLES | frozenset((
+    "this", "that", "these", "those", "my", "your", "his", "her", "its", "our", "their", "no",
+    "every", "each", "one", "another",
+))  # fmt: skip
+_BREAKS = frozenset((
+    "of", "in", "on", "at", "by", "with", "without", "from", "to", "into", "onto", "over",
+    "under", "near", "beside", "behind", "before", "after", "between", "and", "or", "but", "for",
+    "as", "like", "than", "is", "are", "was", "were", "that", "which", "who", "next", "against",
+    "through", "around", "inside", "outside", "above", "below", "across", "along", "during",
+    "toward", "towards", "showing", "depicting", "featuring", "containing", "wearing", "holding",
+    "riding",
+))  # fmt: skip
 """Words that end a noun phrase: an article before them is not the slot's."""
 
 _AN = re.compile(
@@ -124,6 +59,12 @@ def _has_article(words: Sequence[str]) -> bool:
     return False
 
 
+def _bare(phrase: str) -> str:
+    """A phrase without its own article."""
+    first, _, rest = phrase.strip().partition(" ")
+    return rest if rest and first.casefold() in ARTICLES else phrase
+
+
 def fill(template: str, name: str = "") -> str:
     """Put a name in a template's place, with single spaces and one article, the right one.
 
@@ -133,11 +74,11 @@ def fill(template: str, name: str = "") -> str:
     words: list[str] = []
     articles: list[int] = []
     for word in template.split():
-        part = name
-        if "{}" in word and name.split(" ")[0].casefold() in ARTICLES and _has_article(words):
-            part = " ".join(name.split()[1:]) or name
         first = len(words)
-        words += word.replace("{}", part).split()
+        if "{}" in word:
+            words += word.replace("{}", _bare(name) if _has_article(words) else name).split()
+        else:
+            words.append(word)
         # "A" within a sentence is a letter: vitamin A intake.
         opens = first == 0 or words[first - 1][-1] in ".,:;!?"
         if words[first:] and words[first] in ("a", "an", *(("A", "An") if opens else ())):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,13 +31,14 @@ from expunge.auditing.log import (
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import Sampling
-from expunge.concept import Prompt, Split
+from expunge.concept import Prompt
 from expunge.condition import Condition, erased, guarded, original, random_weights
 from expunge.erasure import Erasure
 from expunge.guard.base import Guard
 from expunge.judge.base import Features, Judge
-from expunge.judge.choose import default_judges
+from expunge.judge.choose import default_judge, second_judge
 from expunge.measure.frechet import frechet_distance
+from expunge.prompts import Split
 from expunge.run.executor import InProcess
 from expunge.run.jobs import Failure, Job, JobsError
 from expunge.run.progress import progress_bar
@@ -128,18 +129,19 @@ def plan(
     asked = cases(backbone.profile.vocabulary, erasure.concepts, sizes, split)
     _check_judges(judges, asked)
     layout = _Layout(backbone, tuple(judges), sampling)
-    batches, proposals = [], []
+    drawn: list[_Batch] = []
+    proposals: list[Propose] = []
     for each in asked:
         for condition in conditions:
             if condition.role != "control":
-                batches += layout.batches(each, Plain(), condition, None)
+                drawn += layout.batches(each, Plain(), condition, None)
     for attack in attacks:
         for each in attacked(erasure.concepts, sizes, split):
             for condition in conditions:
                 seen = condition if attack.white_box else conditions[0]
                 proposal = Propose(layout.identity, seen, attack, each.case, sampling)
                 proposals.append(proposal)
-                batches += layout.batches(each, attack, condition, proposal.id)
+                drawn += layout.batches(each, attack, condition, proposal.id)
     reseeded = layout.reseeded(asked, conditions[0]) if frechet else ()
     unique = {proposal.id: proposal for proposal in proposals}
     return Plan(
@@ -147,7 +149,7 @@ def plan(
         (Plain(), *attacks),
         tuple(judges),
         sampling,
-        tuple(batches),
+        tuple(drawn),
         tuple(unique.values()),
         reseeded,
     )
@@ -244,7 +246,7 @@ def audit(
     start = time.monotonic()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     backbone = as_backbone(pipe)
-    judges = [judge] if isinstance(judge, Judge) else list(judge or default_judges(backbone))
+    judges = [judge] if isinstance(judge, Judge) else list(judge or usual_judges(backbone))
     laid = plan(
         backbone,
         erasure,
@@ -262,7 +264,9 @@ def audit(
     with Worker(backbone, shelf, {each.name: each for each in laid.judges}) as worker:
         records = _do(laid, worker, shelf)
     samples = _samples(laid, records)
-    log = _log(laid, samples, _frechet(laid, records, shelf), shelf, thresholds or Thresholds())
+    complete = _log(
+        laid, samples, _frechet(laid, records, shelf), shelf, thresholds or Thresholds()
+    )
     target = Target(
         model=backbone.name,
         model_hash=backbone.content_hash(),
@@ -274,9 +278,19 @@ def audit(
     )
     made = Made(command, started, round(time.monotonic() - start, 1), versions())
     texts = {prompt.text for batch in laid.batches for prompt in batch.prompts}
-    found = log(target, erasure, made, cut_short(backbone.cut_short(sorted(texts))))
+    found = complete(target, erasure, made, cut_short(backbone.cut_short(sorted(texts))))
     found.save(Path(folder))
     return found
+
+
+def usual_judges(backbone: Backbone) -> list[Judge]:
+    """The judges that are made for a model, the first gives the headline.
+
+    Raises:
+        ValueError: none is known for it.
+    """
+    second = second_judge(backbone)
+    return [default_judge(backbone), *([second] if second else [])]
 
 
 def _do(laid: Plan, worker: Worker, store: Store) -> dict[str, Record]:
@@ -326,7 +340,8 @@ def _frechet(laid: Plan, records: Mapping[str, Record], store: Store) -> Frechet
 
     def features(draws: Sequence[Draw]) -> np.ndarray:
         names = [name for draw in draws for name in records[draw.id]["images"]]
-        return judge.features([store.image(name) for name in names])
+        found: np.ndarray = judge.features([store.image(name) for name in names])
+        return found
 
     sides = {
         role: features([
@@ -349,7 +364,7 @@ def _log(
     frechet: Frechet | None,
     store: Store,
     thresholds: Thresholds,
-) -> Any:
+) -> Callable[..., Log]:
     """From samples to the log, but for what only the caller knows."""
     conditions = [
         schema.Condition(each.name, each.role, each.text, each.spec()) for each in laid.conditions
@@ -366,7 +381,9 @@ def _log(
         samples, counted, conditions=conditions, attacks=attacks, judges=judges, frechet=frechet
     )
 
-    def log(target: Target, erasure: Erasure, made: Made, more: tuple[schema.Flag, ...]) -> Log:
+    def completed(
+        target: Target, erasure: Erasure, made: Made, more: tuple[schema.Flag, ...]
+    ) -> Log:
         return Log(
             target=target,
             conditions=tuple(conditions),
@@ -385,4 +402,4 @@ def _log(
             store=store.folder,
         )
 
-    return log
+    return completed

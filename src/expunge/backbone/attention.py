@@ -17,6 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from expunge.backbone.base import Backbone
 from expunge.backbone.conditioning import Tokens
+from expunge import hooks
+from expunge.mentions import occurrences
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of every position, text first, (text_tokens + picture_places, head_dim)."""
@@ -58,7 +60,7 @@ class AttentionMaps:
         self._denoiser = denoiser
         self._attentions = {
             name: module
-            for name, module in denoiser.named_modules()
+            for name, module in hooks.layers(denoiser).items()
             if _reads_text(module) and (only is None or only(name))
         }
         if not self._attentions:
@@ -76,7 +78,7 @@ class AttentionMaps:
         for name, attention in self._attentions.items():
             for projection in _PROJECTIONS:
                 layer = getattr(attention, projection, None)
-                if layer is not None:
+                if layer is not None:  # peft's wrapper, where there is one: it is what is used
                     keep = partial(self._keep, name, projection)
                     self._hooks.append(layer.register_forward_hook(keep))
             record = partial(self._record, name)
@@ -209,6 +211,8 @@ def _grid(pixels: int, height: int, width: int) -> tuple[int, int]:
 def token_places(backbone: Backbone, prompts: Sequence[str], name: str) -> Tensor:
     """Which token states of n prompts belong to a name, bool (n, tokens).
 
+    A name is found in capitals, in the plural, and as all tokens of a textual inversion.
+
     Raises:
         ValueError: a prompt does not hold the name.
     """
@@ -222,15 +226,12 @@ def token_places(backbone: Backbone, prompts: Sequence[str], name: str) -> Tenso
 
 
 def _find(run: Tokens, alone: Tokens) -> Tensor:
-    """Where a text's tokens occur in others, bool (n, tokens)."""
-    wanted = alone.ids[0, : int((alone.ids[0] == alone.end).long().argmax())]
-    if run.start is not None:
-        wanted = wanted[wanted != run.start]
-    windows = run.ids.unfold(1, len(wanted), 1)
-    starts = (windows == wanted).all(dim=2)
+    """Which tokens stand for a part of a name, bool (n, tokens)."""
     found = torch.zeros_like(run.ids, dtype=torch.bool)
-    for shift in range(len(wanted)):
-        found[:, shift : shift + starts.shape[1]] |= starts
+    first, last = run.spans.unbind(-1)
+    for row, text in enumerate(run.texts):
+        for start, stop in occurrences(text, alone.texts[0]):
+            found[row] |= (first[row] < stop) & (last[row] > start) & (last[row] > first[row])
     return found
 
 

@@ -72,11 +72,16 @@ class Tokens:
         ids: padded, (n, tokens).
         end: id of the token that ends a text.
         start: id of the token that begins one, None where there is none.
+        texts: what was read, n of them.
+        spans: where in its text each token begins and ends, (n, tokens, 2); equal where it stands
+            for none of it.
     """
 
     ids: Tensor
     end: int
-    start: int | None = None
+    start: int | None
+    texts: tuple[str, ...]
+    spans: Tensor
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,13 @@ def padded_tokens(tokenizer: Any, prompts: Sequence[str], length: int) -> Tokens
         max_length=length,
         truncation=True,
         return_tensors="pt",
+        return_offsets_mapping=True,
     )
     start = tokenizer.bos_token_id
     return Tokens(
-        batch.input_ids, int(tokenizer.eos_token_id), None if start is None else int(start)
+        batch.input_ids,
+        int(tokenizer.eos_token_id),
+        None if start is None else int(start),
+        tuple(prompts),
+        batch.offset_mapping,
     )

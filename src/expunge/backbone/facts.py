@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
@@ -9,15 +10,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from expunge import hooks
-from expunge.backbone.identity import content_hash, sketch, weights_key
+from expunge.backbone.identity import (
+    QUANTISED,
+    SAME_WEIGHTS,
+    Sketch,
+    content_hash,
+    sketch,
+    sketch_distance,
+    weights_key,
+)
 from expunge.backbone.profile import BUNDLED, Profile, Sampling
 
 PredictionKind = Literal["epsilon", "v_prediction", "flow"]
 Precision = Literal["own", "bfloat16"]
 """How the denoiser computes: in its weights' own type, or its products in bfloat16."""
+
+CONFIG_OF_FILE = "_expunge_config"
+"""Attribute of a pipeline from a single file: where its configuration came from."""
 
 GuidanceKind = Literal["classifier-free", "embedded", "none"]
 """By two predictions, by an input of the denoiser (FLUX.1-dev), or not at all (FLUX.1-schnell)."""
@@ -61,6 +73,12 @@ class Facts(ABC):
         return str(self.pipe.config.get("_name_or_path") or "")
 
     @property
+    def source(self) -> dict[str, str]:
+        """What this model can be opened with again: `model`, and `config` of a single file."""
+        config = getattr(self.pipe, CONFIG_OF_FILE, None)
+        return {"model": self.name_or_path or self.name} | ({"config": config} if config else {})
+
+    @property
     def name(self) -> str:
         """A short name for people; of a pipeline built in memory its class."""
         path = self.name_or_path
@@ -86,7 +104,8 @@ class Facts(ABC):
         for component, network in self.networks.items():
             for module in network.modules():
                 if hasattr(module, "active_adapters") and hasattr(module, "base_layer"):
-                    found |= {f"{component}/{name}" for name in module.active_adapters}
+                    active: Any = module.active_adapters
+                    found |= {f"{component}/{name}" for name in active}
         return sorted(found)
 
     @property
@@ -98,8 +117,19 @@ class Facts(ABC):
     @property
     def denoiser_config(self) -> dict[str, Any]:
         """How the denoiser is built, as its `config.json` says."""
-        config: Any = self.denoiser.config
-        return {name: value for name, value in config.items() if not name.startswith("_")}
+        return self.config_of(self.denoiser_name)
+
+    def config_of(self, component: str) -> dict[str, Any]:
+        """How a component is built, as its `config.json` says."""
+        config: Any = self.networks[component].config
+        items = config.to_dict() if hasattr(config, "to_dict") else config
+        return {name: value for name, value in items.items() if not name.startswith("_")}
+
+    @property
+    def loras(self) -> list[str]:
+        """Names of the user's own LoRAs that are active."""
+        active = getattr(self.pipe, "get_active_adapters", list)
+        return sorted(active()) if getattr(self.denoiser, "peft_config", None) else []
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -127,11 +157,11 @@ class Facts(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The denoiser's precision."""
-        return next(p.dtype for p in self.denoiser.parameters() if p.is_floating_point())
+        return next(p.dtype for p in self.denoiser.parameters() if _computes(p))
 
     def _check_types(self) -> None:
         """Refuse a denoiser half of whose weights were cast: it fails only at the first picture."""
-        found = {p.dtype for p in self.denoiser.parameters() if p.is_floating_point()}
+        found = {p.dtype for p in self.denoiser.parameters() if _computes(p)}
         if len(found) > 1:
             names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
             raise ValueError(
@@ -150,23 +180,63 @@ class Facts(ABC):
             self._hashed = (key, content_hash(self.networks))
         return self._hashed[1]
 
-    def sketch(self, names: Iterable[str] | None = None) -> dict[str, dict[str, list[float]]]:
+    def sketch(self, places: Iterable[str] | None = None) -> dict[str, dict[str, list[float]]]:
         """A few numbers for each layer that survive a cast, for `identity.sketch_distance`.
 
         Args:
-            names: clean names in the denoiser; None for all linear layers and convolutions.
+            places: components and clean names (`unet/mid_block…to_k`); None for all linear layers
+                and convolutions of the denoiser.
 
         Raises:
-            ValueError: the denoiser lacks one of the layers.
+            ValueError: the pipeline lacks one of the layers.
         """
-        every = hooks.layers(self.denoiser)
-        if names is None:
-            names = [n for n, m in every.items() if isinstance(m, nn.Linear | nn.Conv2d)]
-        chosen = sorted(names)
-        missing = [name for name in chosen if name not in every]
+        every = {
+            f"{component}/{name}": module
+            for component, network in self.networks.items()
+            for name, module in hooks.layers(network).items()
+        }
+        if places is None:
+            own = f"{self.denoiser_name}/"
+            kinds = nn.Linear | nn.Conv2d
+            places = [n for n, m in every.items() if n.startswith(own) and isinstance(m, kinds)]
+        chosen = sorted(places)
+        missing = [place for place in chosen if place not in every]
         if missing:
-            raise ValueError(f"this {self.denoiser_name} has no layer {missing[0]!r}")
-        return sketch({name: every[name] for name in chosen})
+            raise ValueError(f"made for another architecture: no layer {missing[0]!r} here")
+        return sketch({place: every[place] for place in chosen})
+
+    def check_sketch(self, made: Sketch, named: str) -> None:
+        """Refuse a model whose weights are others than those a sketch was made of.
+
+        Casts of one model pass. Quantised weights pass with a warning: they are others.
+
+        Args:
+            made: from `sketch`.
+            named: the model it was made of, for the message.
+
+        Raises:
+            ValueError: the weights differ by more than a cast.
+        """
+        places = next(iter(made.values()), {})
+        distance = sketch_distance(self.sketch(places), made)
+        if distance <= SAME_WEIGHTS:
+            return
+        if distance <= QUANTISED and self.quantised:
+            warnings.warn(
+                f"the {self.denoiser_name} is quantised: its weights differ from those of {named} "
+                f"by {distance:.1%}, so what was made for those fits only about",
+                stacklevel=2,
+            )
+            return
+        raise ValueError(
+            f"made for other weights: those of {named} and of {self.name} differ by {distance:.2%} "
+            f"in the changed layers (a cast explains {SAME_WEIGHTS:.2%})"
+        )
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any weight is held in fewer bits than it computes in."""
+        return any(type(p) not in (nn.Parameter, Tensor) for p in self.denoiser.parameters())
 
     def identity(self) -> dict[str, Any]:
         """All of the model that determines what is drawn, as plain data."""
@@ -200,6 +270,12 @@ class Facts(ABC):
     def _usual_sampling(self) -> Sampling:
         """How models of this family are drawn where no profile says better."""
         return Sampling()
+
+
+def _computes(parameter: torch.Tensor) -> bool:
+    """Whether a model computes in the type of a parameter; with layerwise casting it stores others
+    in eight bits."""
+    return parameter.is_floating_point() and parameter.itemsize > 1
 
 
 def fastest(device: torch.device) -> Precision:

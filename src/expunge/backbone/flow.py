@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from expunge.backbone.base import Backbone
 from expunge.backbone.conditioning import TextStream, pooled_state, token_states
 from expunge.backbone.facts import PredictionKind
-from expunge.backbone.layers import Branch, Part, check_weight
+from expunge.backbone.layers import Part, check_weight
 from expunge.backbone.profile import Sampling
+from expunge.settings import Branch
 
 _PICTURE: dict[str, Part] = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
 _TEXT: dict[str, Part] = {

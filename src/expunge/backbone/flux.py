@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.backbone.conditioning import Conditioning, Tokens, padded_tokens
+from expunge.backbone.conditioning import Conditioning
 from expunge.backbone.flow import FlowBackbone
 from expunge.backbone.profile import Sampling
 
@@ -55,9 +55,6 @@ class FluxBackbone(FlowBackbone):
             list(prompts), device=self.device, max_sequence_length=self.max_sequence_length
         )
         return states.to(self.dtype), pooled.to(self.dtype)
-
-    def tokens(self, prompts: Sequence[str]) -> list[Tokens]:
-        return [padded_tokens(self.pipe.tokenizer_2, prompts, self.max_sequence_length)]
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self.pipe.tokenizer_2, self.max_sequence_length)]

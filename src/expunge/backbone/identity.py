@@ -14,6 +14,8 @@ DIRECTIONS = 32
 """Projections of a layer in a sketch."""
 SAME_WEIGHTS = 8e-4
 """Largest `sketch_distance` of one model's casts; a change of a thousandth lies above."""
+QUANTISED = 0.05
+"""Largest distance of a model from itself in 8 bits."""
 _ROUNDED_TWICE = 1.36e-3
 """Distance of a model rounded to float16 and then to bfloat16 from one rounded to bfloat16 at once:
 6.3 % of Gaussian weights land on the neighbouring value."""

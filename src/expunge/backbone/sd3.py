@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from expunge.backbone.conditioning import Conditioning, Tokens, padded_tokens
+from expunge.backbone.conditioning import Conditioning
 from expunge.backbone.flow import FlowBackbone
 from expunge.backbone.profile import Sampling
 
@@ -43,14 +43,6 @@ class SD3Backbone(FlowBackbone):
             max_sequence_length=self.max_sequence_length,
         )
         return states.to(self.dtype), pooled.to(self.dtype)
-
-    def tokens(self, prompts: Sequence[str]) -> list[Tokens]:
-        tokenizer = self.pipe.tokenizer
-        runs = [padded_tokens(tokenizer, prompts, tokenizer.model_max_length)]
-        if self.pipe.text_encoder_3 is not None:
-            t5 = padded_tokens(self.pipe.tokenizer_3, prompts, self.max_sequence_length)
-            runs.append(t5)
-        return runs
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         found = [(self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)]

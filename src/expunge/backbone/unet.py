@@ -14,14 +14,13 @@ from expunge.backbone.base import Backbone
 from expunge.backbone.conditioning import (
     Conditioning,
     TextStream,
-    Tokens,
-    padded_tokens,
     pooled_state,
     token_states,
 )
 from expunge.backbone.facts import PredictionKind
-from expunge.backbone.layers import Branch, Part, check_weight
+from expunge.backbone.layers import Part, check_weight
 from expunge.backbone.profile import Sampling
+from expunge.settings import Branch
 
 _PARTS: dict[str, Part] = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
 _BRANCHES: dict[str, Branch] = {"attn1": "self", "attn2": "cross"}
@@ -79,10 +78,6 @@ class UNetBackbone(Backbone):
     def _encode(self, pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         states, _ = pipe.encode_prompt(list(prompts), self.device, 1, False)
         return states.to(self.dtype), None
-
-    def tokens(self, prompts: Sequence[str]) -> list[Tokens]:
-        tokenizer = self.pipe.tokenizer
-        return [padded_tokens(tokenizer, prompts, tokenizer.model_max_length)]
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)]

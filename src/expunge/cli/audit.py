@@ -116,10 +116,9 @@ def audit(
     check_folder("store", str(shelf))
     backbone = source.load(record)
     from expunge.auditing.audit import audit as run_audit
-    from expunge.auditing.audit import plan
+    from expunge.auditing.audit import plan, usual_judges
     from expunge.auditing.cases import Sizes
     from expunge.erasure import Erasure
-    from expunge.judge.choose import default_judges
     from expunge.judge.choose import judge as judge_of
     from expunge.run.store import Store
 
@@ -132,7 +131,7 @@ def audit(
         "split": split,
         "frechet": frechet,
     }
-    judges = [judge_of(text) for text in judge] or default_judges(backbone)
+    judges = [judge_of(text) for text in judge] or usual_judges(backbone)
     laid = plan(backbone, erasure, judges=judges, sampling=backbone.profile.sampling, **asked)
     costs = estimate(laid, backbone, Store(shelf))
     if dry_run:

@@ -10,7 +10,8 @@ Sources:
     Q. McNemar, "Note on the sampling error of the difference between correlated proportions or
     percentages", Psychometrika 12 (1947), 153-157.
     R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions
-    based on paired data", Statistics in Medicine 17 (1998), 2635-2650: method 10.
+    based on paired data", Statistics in Medicine 17 (1998), 2635-2650: method 10; and "Interval
+    estimation for the difference between independent proportions", 873-890: method 10.
 """
 
 from __future__ import annotations
@@ -245,6 +246,19 @@ class Rate:
                 return _wilson(self.value, self.n, confidence)
             return _exact(self.value, max(w.at(confidence) for w in self.worth), confidence)
         return _exact(self.value, self.worth[0].n if self.worth else self.n, confidence)
+
+
+def newcombe(first: Rate, second: Rate, confidence: float = 0.95) -> Interval:
+    """Interval of second minus first, of outcomes that share nothing (Newcombe 1998, method 10).
+
+    Raises:
+        ValueError: a confidence outside 0..1.
+    """
+    (low1, high1), (low2, high2) = first.interval(confidence), second.interval(confidence)
+    one, two = first.value, second.value
+    low = two - one - math.hypot(two - low2, high1 - one)
+    high = two - one + math.hypot(high2 - two, one - low1)
+    return max(-1.0, low), min(1.0, high)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,17 @@ def share(value: float | None, ci: Sequence[float] | None) -> str:
     return f"{_share(value)}{PERCENT} [{interval}]"
 
 
+def span(ci: Sequence[float]) -> str:
+    """A 95 % interval in percent, as prose has it."""
+    low, high = _share(ci[0]), _share(ci[1])
+    return f"{low}\N{EN DASH}{high}{PERCENT}" if low != high else high + PERCENT
+
+
+def of(k: int, n: int) -> str:
+    """A count out of a number."""
+    return f"{k:,} of {n:,}"
+
+
 def rate(cell: Record) -> str:
     """A cell's rate and 95 % interval."""
     return share(cell.get("rate"), cell.get("ci"))
@@ -130,7 +141,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 FILTERS = (
-    *(percent, share, rate, rare, points, difference, p_value),
+    *(percent, share, span, rate, rare, points, difference, p_value),
     *(decimal, decibels, number, when, listed),
 )
 """What templates may pipe figures through, by their own names."""

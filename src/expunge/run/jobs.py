@@ -15,13 +15,18 @@ from expunge.run.store import Record
 class Job(ABC):
     """Something to be done once, and kept under the digest of all that determines it.
 
-    Attributes:
-        needs: ids of the jobs whose records are handed to `run`.
-        group: jobs of one group are run together, for example those that draw under one condition.
+    Fields of a frozen dataclass are a good place for what it is told.
     """
 
-    needs: tuple[str, ...] = ()
-    group: str = ""
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Ids of the jobs whose records are handed to `run`."""
+        return ()
+
+    @property
+    def group(self) -> str:
+        """Jobs of one group are run together, for example those that draw under one condition."""
+        return ""
 
     @property
     @abstractmethod

@@ -205,7 +205,7 @@ def measure(
     pictures = sorted(pictures, key=lambda host: host.size)  # alike ones go through together
     records = _survived(runner, schemes, edits, pictures, rate)
     checked = _checked(runner, schemes, unmarked, rate)
-    editor = {"editor": "original" if runner.edited_by is None else "erased"}
+    editor = {"editor": runner.edited_by.name}
     cells = [
         survival.cell(scheme, edit, records[i, j], runner.backbone) | editor
         for i, scheme in enumerate(schemes)

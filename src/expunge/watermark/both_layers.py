@@ -9,22 +9,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from expunge.auditing.units import drawn, judged
+from expunge.auditing.jobs import Draw, Worker, batches
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.concept import Prompt
+from expunge.condition import Condition, erased, original
 from expunge.erasure import Erasure
 from expunge.judge.base import Judge
 from expunge.judge.choose import default_judge
 from expunge.measure.rates import Paired
 from expunge.prompts import Split
+from expunge.run.executor import InProcess
+from expunge.run.jobs import Failure
 from expunge.run.progress import progress_bar
 from expunge.run.store import Store
 from expunge.watermark.benchmark import check, measure
 from expunge.watermark.edit.base import Edit
 from expunge.watermark.log import WatermarkLog
 from expunge.watermark.pictures import Host
-from expunge.watermark.runner import Changes, Runner
+from expunge.watermark.runner import Runner
 from expunge.watermark.scheme.base import Scheme
 
 EXAMPLES = 6
@@ -80,20 +83,22 @@ def layers(
         for edit in edits:
             edit.check(scheme, backbone)
         scheme.check(backbone)
-    store, changes = Store(Path(folder)), Changes(erasure, strength)
+    store = Store(Path(folder))
+    before, after = original(), erased(erasure, strength)
+    after.check(backbone)
     store.check_writable()
-    hosts = _hosts(store, backbone, changes, prompts)
+    hosts = _hosts(store, backbone, after, prompts)
     check(schemes, edits, hosts, backbone)
     parts = {
-        editor: measure(
-            Runner(backbone, store, whole=True, drawn_by=changes, edited_by=edited_by),
+        editor.name: measure(
+            Runner(backbone, store, whole=True, drawn_by=after, edited_by=editor),
             schemes,
             edits,
             hosts,
             (),
             FALSE_POSITIVE_RATE,
         )
-        for editor, edited_by in (("original", None), ("erased", changes))
+        for editor in (before, after)
     }
     concepts = [prompt.concept for prompt in prompts]
     shown = [
@@ -117,25 +122,38 @@ def _prompts(erasure: Erasure, judge: Judge, split: Split, count: int) -> list[P
 
 
 def _hosts(
-    store: Store, backbone: Backbone, changes: Changes, prompts: Sequence[Prompt]
+    store: Store, backbone: Backbone, condition: Condition, prompts: Sequence[Prompt]
 ) -> list[Host]:
     """What the erased model draws when it is asked for what was erased."""
-    sampling = backbone.profile.sampling
-    model, hosts = backbone.content_hash(), []
+    sampling, identity = backbone.profile.sampling, backbone.identity()
+    jobs = [
+        Draw(identity, condition, part, sampling)
+        for _, part in batches(prompts, sampling.batch_size)
+    ]
+    hosts = []
     with (
-        changes.erasure.applied(backbone, changes.strength),
+        Worker(backbone, store, {}) as worker,
         progress_bar("drawing", len(prompts)) as advance,
     ):
-        for start in range(0, len(prompts), sampling.batch_size):
-            part = prompts[start : start + sampling.batch_size]
-            names = drawn(store, backbone, part, sampling, model=model, changes=changes.hash)
-            for prompt, name in zip(part, names, strict=True):
+        for job, done in InProcess(worker).run(lambda known: () if known else jobs, store):
+            assert isinstance(job, Draw) and not isinstance(done, Failure)
+            for prompt, name in zip(job.prompts, done["images"], strict=True):
                 pixels = torch.from_numpy(np.array(store.image(name).convert("RGB")))
                 hosts.append(
                     Host.of(prompt.text, prompt.text, pixels.permute(2, 0, 1).contiguous())
                 )
-            advance(len(part), "")
+            advance(len(job.prompts), "")
     return hosts
+
+
+def _shown(store: Store, judge: Judge, images: Sequence[str], concept: str) -> np.ndarray:
+    """Whether the judge finds the concept in pictures of the store; looked at once."""
+    spec = {"job": "look", "judge": judge.record(), "concept": concept, "images": list(images)}
+
+    def work() -> dict[str, Any]:
+        return {"shown": judge.shown([store.image(name) for name in images], concept).tolist()}
+
+    return np.array(store.once(spec, work)["shown"], dtype=bool)
 
 
 def _came_back(
@@ -151,8 +169,7 @@ def _came_back(
         for concept in dict.fromkeys(concepts):
             ours = [e for e, name in zip(examples, concepts, strict=True) if name == concept]
             before, after = (
-                np.array(judged(store, judge, [e[side] for e in ours], concept)["scores"])
-                >= judge.threshold
+                _shown(store, judge, [e[side] for e in ours], concept)
                 for side in ("marked", "edited")
             )
             head = {"concept": concept, "scheme": scheme, "edit": edit, "level": level}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from expunge.backbone.base import Backbone
-from expunge.erasure import Erasure
+from expunge.condition import Condition, original
 from expunge.measure import quality
 from expunge.run.store import Store
 from expunge.watermark.edit.base import Distortion, Edit, Subject
@@ -71,25 +71,10 @@ def at_psnr(original: Tensor, marked: Tensor, psnr: float) -> Tensor:
     return (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-@dataclass(frozen=True)
-class Changes:
-    """An erasure at a strength, applied to the model while it draws or edits."""
-
-    erasure: Erasure
-    strength: float = 1.0
-
-    @property
-    def hash(self) -> str:
-        """Of the changed weights."""
-        return self.erasure.weights_hash(self.strength)
-
-
-def _changed(
-    backbone: Backbone | None, changes: Changes | None
+def _under(
+    condition: Condition, backbone: Backbone | None
 ) -> contextlib.AbstractContextManager[Any]:
-    if changes is None or backbone is None:
-        return contextlib.nullcontext()
-    return changes.erasure.applied(backbone, changes.strength)
+    return contextlib.nullcontext() if backbone is None else condition.on(backbone)
 
 
 @dataclass(frozen=True)
@@ -104,16 +89,16 @@ class Runner:
         store: where units go.
         psnr: dB at which every scheme's change is scaled to.
         whole: keep every picture as it is, rather than the middle of the first ones.
-        drawn_by: changes while a scheme draws marked pictures.
-        edited_by: changes while the model edits.
+        drawn_by: what a scheme draws marked pictures with.
+        edited_by: what edits.
     """
 
     backbone: Backbone | None
     store: Store
     psnr: float | None = None
     whole: bool = False
-    drawn_by: Changes | None = None
-    edited_by: Changes | None = None
+    drawn_by: Condition = field(default_factory=original)
+    edited_by: Condition = field(default_factory=original)
 
     @cached_property
     def model(self) -> dict[str, Any] | None:
@@ -125,7 +110,7 @@ class Runner:
             "job": job,
             "scheme": scheme.spec,
             "edit": edit.spec,
-            "model": self.model,
+            "model": self.backbone and self.backbone.identity(),
             "pictures": [[host.name, host.digest, host.caption] for host in hosts.hosts],
         }
 
@@ -134,8 +119,8 @@ class Runner:
         kept = len(marked.hosts.hosts) if self.whole else KEPT * first
         spec = self._spec("watermark", marked.scheme, edit, marked.hosts) | {
             "psnr": self.psnr,
-            "drawn_by": self.drawn_by and self.drawn_by.hash,
-            "edited_by": self.edited_by and self.edited_by.hash,
+            "drawn_by": self.drawn_by.spec(),
+            "edited_by": self.edited_by.spec(),
             "kept": kept,
             "whole": self.whole,
             "lpips": quality.lpips_available(),
@@ -143,9 +128,9 @@ class Runner:
         return self.store.once(spec, lambda: self._do(marked, edit, kept))
 
     def _do(self, marked: Marked, edit: Edit, kept: int) -> Record:
-        with _changed(self.backbone, self.drawn_by):
+        with _under(self.drawn_by, self.backbone):
             original, pixels = marked.pair
-        with _changed(self.backbone, self.edited_by):
+        with _under(self.edited_by, self.backbone):
             edited = edit(marked.subject())
         distances = (marked.distance, _measured(pixels, edited), _measured(original, edited))
         return {
