@@ -175,14 +175,15 @@ def settings(made: Any) -> dict[str, tuple[Any, bool]]:
 
 
 def described(kind: str, name: str) -> dict[str, str]:
-    """What a docstring says of it in a line, and its source, read without importing anything."""
+    """What docstrings say of it (`text`) and of its `source`, read without importing anything."""
     module, _, attribute = TABLES[kind][name].partition(":")
     path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
     tree = ast.parse(path.read_text(encoding="utf-8"))
     made = next(n for n in tree.body if getattr(n, "name", None) == attribute)
     assert isinstance(made, (ast.ClassDef, ast.FunctionDef))
     texts = {"text": ast.get_docstring(made), "source": ast.get_docstring(tree)}
-    return {key: (text or "").partition("\n")[0] for key, text in texts.items()}
+    first = {key: (text or "").partition("\n\n")[0] for key, text in texts.items()}
+    return {key: " ".join(text.split()) for key, text in first.items()}
 
 
 def _values(what: str, known: Mapping[str, tuple[Any, bool]], rest: str) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from expunge import names
 from expunge.cli.app import Json, app, print_json
@@ -40,8 +41,12 @@ def list_(
     Example: `expunge list concepts --model miniature-sd`
     """
     profile = source.profile()
-    concepts = {name: {"kind": c.kind} for name, c in profile.vocabulary.concepts.items()}
-    found = {"models": _models(), "concepts": concepts, **_things()}
+    concepts = {name: {"kind": str(c.kind)} for name, c in profile.vocabulary.concepts.items()}
+    found: dict[str, dict[str, dict[str, str]]] = {
+        "models": _models(),
+        "concepts": concepts,
+        **_things(),
+    }
     chosen = found if what is None else {what: found[what]}
     if as_json:
         return print_json(chosen)
@@ -78,14 +83,16 @@ def _of_eraser(name: str) -> dict[str, str]:
     return {"kind": "closed form", "needs": "no training: one solve, on a CPU too"}
 
 
-def _show(title: str, things: Mapping[str, Mapping[str, Any]], *, detailed: bool) -> None:
+def _show(title: str, things: Mapping[str, Mapping[str, str]], *, detailed: bool) -> None:
+    console = Console(highlight=False)
     if not things:
-        Console().print(f"{title}: none yet", highlight=False)
+        console.print(f"{title}: none yet")
     elif not detailed:
-        Console().print(f"{title}: {', '.join(things)}", highlight=False)
+        console.print(f"{title}: {', '.join(things)}", markup=False)
     else:
-        columns = list(dict.fromkeys(key for told in things.values() for key in told))
-        table = Table("name", *columns, title=title)
+        table = Table.grid(padding=(0, 2, 0, 0))
         for name, told in things.items():
-            table.add_row(name, *(str(told.get(column, "")) for column in columns))
-        Console().print(table)
+            head = ": ".join(told[key] for key in ("kind", "needs") if key in told)
+            lines = [head, told.get("source", ""), told.get("text", "")]
+            table.add_row(Text(name), Text("\n".join(filter(None, lines))))
+        console.print(table)
