@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from expunge import hooks
 from expunge.backbone.base import Backbone
 from expunge.backbone.conditioning import Tokens
-from expunge import hooks
 from expunge.mentions import occurrences
 
 Rotary = tuple[Tensor, Tensor]

@@ -87,17 +87,6 @@ class Facts(ABC):
         return Path(path).name if Path(path).exists() else path
 
     @property
-    def source(self) -> dict[str, Any]:
-        """What this model can be opened with again."""
-        return {"model": self.name_or_path or self.name}
-
-    def config_of(self, component: str) -> dict[str, Any]:
-        """How a component is built, as its `config.json` says."""
-        config: Any = self.networks[component].config
-        items = config.to_dict() if hasattr(config, "to_dict") else config
-        return {name: value for name, value in items.items() if not name.startswith("_")}
-
-    @property
     def loras(self) -> list[str]:
         """Names of the user's own LoRAs that are active, by network."""
         found = set()
@@ -124,12 +113,6 @@ class Facts(ABC):
         config: Any = self.networks[component].config
         items = config.to_dict() if hasattr(config, "to_dict") else config
         return {name: value for name, value in items.items() if not name.startswith("_")}
-
-    @property
-    def loras(self) -> list[str]:
-        """Names of the user's own LoRAs that are active."""
-        active = getattr(self.pipe, "get_active_adapters", list)
-        return sorted(active()) if getattr(self.denoiser, "peft_config", None) else []
 
     @property
     def networks(self) -> dict[str, nn.Module]:
