@@ -22,10 +22,9 @@ from expunge.backbone.load import as_backbone
 from expunge.change import Change, Changes, together
 from expunge.concept import Concept
 from expunge.gate import Gate
+from expunge.record import SCHEMA
+from expunge.settings import MOST_STRENGTH
 from expunge.text_edit import Request, solve
-
-SCHEMA = "expunge.erasure/2"
-RECORD = "erasure.json"
 
 
 @dataclass(frozen=True)
@@ -325,10 +324,6 @@ class Erasure:
         from expunge.folder import load
 
         return load(Path(folder))
-
-
-MOST_STRENGTH = 100.0
-"""Beyond it numbers overflow in half precision."""
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from expunge import names
 from expunge.change import KINDS, Change
 from expunge.concept import Concept, slug
-from expunge.erasure import RECORD, SCHEMA, Erasure, Part
-from expunge.gate import Gate
+from expunge.erasure import Erasure, Part
+from expunge.record import RECORD, occupied, read_record
 from expunge.run.files import write_atomically, write_text
 from expunge.text_edit import Request
 
@@ -75,10 +75,7 @@ def prepare(folder: Path, wanted: str | None, *, force: bool) -> None:
     if wanted is not None and read_record(folder).get("id") == wanted:
         return
     if not force:
-        raise ValueError(
-            f"{folder} holds another erasure, with its audit and exports; choose another folder, "
-            "or say force (--force) to clear what belongs to it"
-        )
+        raise occupied(folder)
     clear(folder)
 
 
@@ -108,42 +105,6 @@ def load(folder: Path) -> Erasure:
             "changed, swapped or cut; make the erasure again"
         )
     return erasure
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The record in a folder.
-
-    Raises:
-        ValueError: there is none, it is damaged, or from a newer schema.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        raise ValueError(
-            f"no erasure in {folder}: {RECORD} is missing; make one with expunge erase"
-        )
-    record = read_json(path)
-    schema = str(record.get("schema"))
-    if schema != SCHEMA:
-        raise ValueError(
-            f"{path} has schema {schema[:80]!r}, this Expunge reads {SCHEMA!r}; "
-            "upgrade Expunge, or make the erasure again"
-        )
-    return record
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object.
-
-    Raises:
-        ValueError: it does not.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path} is damaged: not valid JSON; make it again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object; make it again")
-    return found
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

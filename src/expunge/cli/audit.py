@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from expunge import names
 from expunge.cli.app import (
+    WHOLE,
     Json,
+    Names,
     Run,
     app,
-    backbone_of,
+    check_folder,
+    check_new_file,
+    check_number,
     command_line,
     percent,
     print_json,
+    resumable,
     say,
 )
 from expunge.cli.erase import erase
+from expunge.cli.estimate import estimate
+from expunge.cli.source import USUAL_SOURCE, Source
+from expunge.concept_checks import MOST_PROMPTS
+from expunge.record import read_record
+from expunge.settings import MOST_STRENGTH
 
 if TYPE_CHECKING:
     from expunge.auditing import Log
@@ -47,16 +58,40 @@ def _show_log(log: Log) -> None:
 def audit(
     run: Run,
     *,
-    model: Annotated[str | None, Parameter(help="The original; the record's by default.")] = None,
-    prompts: Annotated[int, Parameter(help="Distinct prompts for each way of asking.")] = 400,
-    neighbours: Annotated[int, Parameter(help="Prompts for each neighbour.")] = 150,
-    unrelated: Annotated[int, Parameter(help="Prompts for each unrelated concept.")] = 80,
+    prompts: Annotated[
+        int, WHOLE, Parameter(help="Distinct prompts for each way of asking.")
+    ] = 400,
+    neighbours: Annotated[int, WHOLE, Parameter(help="Prompts for each neighbour.")] = 150,
+    unrelated: Annotated[int, WHOLE, Parameter(help="Prompts for each unrelated concept.")] = 80,
     strength: Annotated[float, Parameter(help="Of the erasure.")] = 1.0,
+    judge: Annotated[
+        Names,
+        Parameter(
+            help="Who looks, the first gives the headline; by default those made for the model. "
+            "Such as `clip:labels=Van Gogh|Claude Monet,template=a painting by {}`."
+        ),
+    ] = [],  # noqa: B006  never written to
+    attacks: Annotated[
+        Names,
+        Parameter(help="What tries to bring concepts back; see `expunge list attacks`."),
+    ] = [],  # noqa: B006  never written to
+    attacked: Annotated[
+        int, WHOLE, Parameter(help="Prompts for each concept under an attack.")
+    ] = 48,
+    guard: Annotated[
+        Names, Parameter(help="Guards, a condition each; see `expunge list guards`.")
+    ] = [],  # noqa: B006  never written to
     split: Annotated[Literal["test", "validation"], Parameter(help="Whose prompts.")] = "test",
     frechet: Annotated[
         bool, Parameter(help="Fréchet distance, from 1,000 benign pictures.")
     ] = True,
-    store: Annotated[Path | None, Parameter(help="Share pictures between audits here.")] = None,
+    store: Annotated[
+        Path | None, Parameter(help="Folder for pictures that several audits share.")
+    ] = None,
+    source: Source = USUAL_SOURCE,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Say how many pictures and minutes it takes, and end.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Ask an erased model for what was erased, and for what should have stayed.
@@ -64,29 +99,59 @@ def audit(
     A stopped audit goes on where it was when the same command is given again.
 
     Example: `expunge audit runs/cat --prompts 100 --json`
+
+    Example: `expunge audit runs/cat --dry-run`
     """
-    from expunge.auditing import audit as run_audit
+    counts = {"prompts": prompts, "neighbours": neighbours, "unrelated": unrelated}
+    for name, value in (counts | {"attacked": attacked}).items():
+        check_number(name, value, 1, MOST_PROMPTS)
+    check_number("strength", strength, -MOST_STRENGTH, MOST_STRENGTH)
+    record = read_record(run)
+    source.profile(record)
+    for text in judge:
+        names.check("judge", text)
+    trying = [names.make("attack", text) for text in names.listed(attacks)]
+    guards = [names.make("guard", text) for text in names.listed(guard)]
+    shelf = run / "log" if store is None else store
+    check_folder("store", str(shelf))
+    backbone = source.load(record)
+    from expunge.auditing.audit import audit as run_audit
+    from expunge.auditing.audit import plan, usual_judges
     from expunge.auditing.cases import Sizes
     from expunge.erasure import Erasure
+    from expunge.judge.choose import judge as judge_of
+    from expunge.run.store import Store
 
-    sizes = Sizes(prompts, neighbours, unrelated)
     erasure = Erasure.load(run)
-    log = run_audit(
-        backbone_of(model or erasure.record["model"]),
-        erasure,
-        sizes=sizes,
-        strength=strength,
-        split=split,
-        frechet=frechet,
-        folder=run / "log",
-        store=store,
-        command=command_line(),
-    )
+    asked: dict[str, Any] = {
+        "sizes": Sizes(prompts, neighbours, unrelated, attacked),
+        "strength": strength,
+        "attacks": trying,
+        "guards": guards,
+        "split": split,
+        "frechet": frechet,
+    }
+    judges = [judge_of(text) for text in judge] or usual_judges(backbone)
+    laid = plan(backbone, erasure, judges=judges, sampling=backbone.profile.sampling, **asked)
+    costs = estimate(laid, backbone, Store(shelf))
+    if dry_run:
+        return print_json(costs.to_dict()) if as_json else say(str(costs))
+    say(str(costs))
+    with resumable(shelf):
+        log = run_audit(
+            backbone,
+            erasure,
+            judge=judges,
+            folder=run / "log",
+            store=store,
+            command=command_line(),
+            **asked,
+        )
     if as_json:
-        print_json(log.summary())
-    else:
-        _show_log(log)
-        say(f"next: expunge report {shlex.quote(str(run))}")
+        return print_json(log.summary())
+    _show_log(log)
+    say(f"next: expunge report {shlex.quote(str(run))}")
+    return None
 
 
 @app.command
@@ -99,30 +164,38 @@ def report(
 
     Example: `expunge report runs/cat`
     """
-    from expunge.auditing import Log
+    from expunge.auditing.log import Log
     from expunge.watermark.log import LOG, WatermarkLog
 
+    page = run / "report.html" if out is None else out
+    check_new_file("out", page, (".html", ".htm"))
     watermark = (run / LOG).is_file()
     log = WatermarkLog.load(run) if watermark else Log.load(run / "log")
-    say(str(log.report(out or run / "report.html")))
+    say(str(log.report(page)))
 
 
 @app.command
 def demo(
     *,
-    out: Annotated[Path, Parameter(help="Where to.")] = Path("runs/demo"),
-    prompts: Annotated[int, Parameter(help="Prompts for each way of asking for a cat.")] = 40,
-    steps: Annotated[int | None, Parameter(help="Training steps; the preset's by default.")] = None,
+    out: Annotated[str, Parameter(help="Where to.")] = "runs/demo",
+    prompts: Annotated[
+        int, WHOLE, Parameter(help="Prompts for each way of asking for a cat.")
+    ] = 40,
+    steps: Annotated[
+        int | None, WHOLE, Parameter(help="Training steps; the preset's by default.")
+    ] = None,
     open_report: Annotated[bool, Parameter(name="--open", help="Open the report.")] = False,
 ) -> None:
     """Erase the cat from the bundled model, audit the result, and write the report.
 
     Example: `expunge demo --out runs/demo`
     """
+    check_number("prompts", prompts, 1, MOST_PROMPTS)
     erase("cat", neighbour=("dog", "bird", "horse", "fish", "car"), out=out, steps=steps)
-    audit(out, prompts=prompts, neighbours=max(1, prompts // 2), unrelated=max(1, prompts // 3))
-    report(out)
+    run = Path(out)
+    audit(run, prompts=prompts, neighbours=max(1, prompts // 2), unrelated=max(1, prompts // 3))
+    report(run)
     if open_report:
         import webbrowser
 
-        webbrowser.open((out / "report.html").resolve().as_uri())
+        webbrowser.open((run / "report.html").resolve().as_uri())
