@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from expunge import hooks
-from expunge.adapter import Adapter, applied_to, check_layer, find_layers
+from expunge.adapter import Adapter, applied_to, check_layer, find_layers, find_weights
 from expunge.backbone.base import Backbone
 from expunge.backbone.identity import SAME_WEIGHTS, sketch, sketch_distance
 from expunge.backbone.load import as_backbone
@@ -239,7 +239,7 @@ class Erasure:
         made = self.record.get("sketch")
         if not made:
             return
-        distance = sketch_distance(made, sketch(find_layers(backbone.networks, self.layers)))
+        distance = sketch_distance(made, sketch(find_weights(backbone.networks, self.layers)))
         if distance > SAME_WEIGHTS:
             raise ValueError(
                 f"made for other weights: the changed layers of {backbone.name} differ by "

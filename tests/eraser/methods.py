@@ -1,4 +1,4 @@
-"""One row for every method: small enough for a test, and what it says it does. New methods: a row."""
+"""One row for every method, small enough for a test. A new method adds its own."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_every_eraser_works_from_end_to_end(
     if weights and not again.gated:
         assert verify(export(again, tmp_path / "run"), pipe)["agree"]
     else:
-        with pytest.raises(ValueError, match="prompt|weight"):
+        with pytest.raises(ValueError, match=r"prompt|weight"):
             export(again, tmp_path / "export")
 
 
@@ -357,7 +357,7 @@ def test_a_checkpoint_of_another_concept_is_not_resumed(
     monkeypatch.setattr(matching.Matching, "loss", plain)
     if not (tmp_path / "checkpoints").exists():
         pytest.skip("nothing was kept")
-    with pytest.raises(ValueError, match="concept|cat|dog"):
+    with pytest.raises(ValueError, match=r"concept|cat|dog"):
         expunge.erase(pipe, "dog", settings, folder=tmp_path)
 
 
