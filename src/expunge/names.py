@@ -28,6 +28,8 @@ ERASERS = {
     "speed": "expunge.eraser.speed:SPEED",
     "esd": "expunge.eraser.esd:ESD",
     "trace": "expunge.eraser.trace:TRACE",
+    "spm": "expunge.eraser.spm:SPM",
+    "receler": "expunge.eraser.receler:Receler",
 }
 ATTACKS: dict[str, str] = {}
 GUARDS: dict[str, str] = {}
@@ -65,7 +67,9 @@ EDITS = {
     "guided": f"{_WATERMARK}.edit.guided:Guided",
 }
 PROTOCOLS: dict[str, str] = {}
-GATES: dict[str, str] = {}
+GATES = {
+    "prompt": "expunge.prompt_gate:PromptGate",
+}
 
 TABLES: Mapping[str, Mapping[str, str]] = {
     "eraser": ERASERS,
