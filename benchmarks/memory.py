@@ -437,7 +437,7 @@ def measured(name: str, second_copy: bool) -> dict[str, Any]:
         eraser.erase(backbone, [concept])
         del copied
     latent = backbone.initial_noise([0], few)
-    text = backbone.encode_prompts(list(backbone._cache)).prompt_embeds
+    text = backbone.encode_prompts([text for _, text in backbone._cache]).prompt_embeds
     found["data"] = 4 * eraser.trajectories * 4 * size([latent]) + size([text])
     expected = sum(found.values())
     sizes = {"denoiser": size(tensors(backbone.denoiser)), **found, "expected": expected}
