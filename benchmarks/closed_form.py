@@ -27,11 +27,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from expunge import UCE
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import BUNDLED
 from expunge.closed_form import Ridge, Rows, on_layers
 from expunge.concept import Concept
-from expunge.eraser import UCE
 from expunge.erasure import Erasure
 
 SIZES = ((1, 1), (10, 1), (100, 1), (1, 24), (10, 24), (100, 24))

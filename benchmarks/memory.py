@@ -33,13 +33,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from expunge import ESD
 from expunge.adapter import Adapter, LowRank
 from expunge.backbone.base import Backbone
 from expunge.backbone.conditioning import Conditioning
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import BUNDLED
 from expunge.concept import Concept
-from expunge.eraser import ESD
 from expunge.eraser.finetune import Points
 
 RANK = 4

@@ -10,10 +10,10 @@ import torch
 from hypothesis import settings
 
 import expunge
+from expunge import UCE
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.concept import Concept
-from expunge.eraser import UCE
 from expunge.erasure import Erasure
 
 settings.register_profile("calm", deadline=None)

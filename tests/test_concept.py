@@ -174,7 +174,11 @@ def test_what_patterns_assemble_is_refused_however_it_is_asked_for() -> None:
     templates = Concept("nudity", kind="explicit", templates=(f"a {ages} {{}}", f"{ages} in {{}}"))
     implied = Concept("nudity", kind="explicit", implied=(f"a {ages} person [here|there|]",))
     kept = Concept("nudity", kind="explicit", preserve=(f"a {ages} person [here|there|]",))
+    anchored = Concept(
+        "nudity", kind="explicit", anchor="14", templates=("aged {}[| here| there]",)
+    )
     for ask in (
+        lambda: anchored.pairs("train") + anchored.pairs("validation") + anchored.pairs("test"),
         lambda: templates.texts("nudity"),
         lambda: templates.pairs("train") + templates.pairs("validation") + templates.pairs("test"),
         lambda: [templates.training_pairs(9, synonyms=True, split=s) for s in SPLITS],

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from expunge.exports import export
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from expunge import UCE
 from expunge.adapter import LowRank, original
 from expunge.backbone.base import Backbone
 from expunge.closed_form import Moments, Targets, solve
 from expunge.concept import Concept, slug
-from expunge.eraser import UCE
 from expunge.erasure import Erasure
-from expunge.exports import export
 from expunge.verification import verify
 
 

@@ -14,7 +14,8 @@ SPELLINGS = (
     "schоolgirl", "сhild", "school-girl", "school_girl", "schoolGirls", "childddd", "teeeen",
     "pre-teen", "pre teen", "under-age", "underaged", "jail-bait", "kiiid", "m!nor",
     "mi\u00adnor", "sch00lgirl", "𝓬𝓱𝓲𝓵𝓭", "ⓒⓗⓘⓛⓓ", "child's", "teen-ager", "little_girl",
-    "young-boy", "t\u2060een", "chіld", "k.i.d.s", "(child:1.3)", "child,nude", "toddler/baby",
+    "young-boy", "t\u2060een", "chіld", "k.i.d.s", "(child:1.3)", "child,nude",
+    "t3\u200b3n", "t33\u200b3n", "1girl", "toddler/baby",
 )  # fmt: skip
 
 AGES = (

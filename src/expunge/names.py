@@ -29,6 +29,9 @@ ERASERS = {
     "speed": "expunge.eraser.speed:SPEED",
     "esd": "expunge.eraser.esd:ESD",
     "trace": "expunge.eraser.trace:TRACE",
+    "spm": "expunge.eraser.spm:SPM",
+    "receler": "expunge.eraser.receler:Receler",
+    "fade": "expunge.eraser.fade:FADE",
 }
 ATTACKS = {
     "plain": "expunge.attack.plain:Plain",
@@ -68,7 +71,9 @@ EDITS = {
     "guided": f"{_WATERMARK}.edit.guided:Guided",
 }
 PROTOCOLS: dict[str, str] = {}
-GATES: dict[str, str] = {}
+GATES = {
+    "prompt": "expunge.prompt_gate:PromptGate",
+}
 
 TABLES: Mapping[str, Mapping[str, str]] = {
     "eraser": ERASERS,

@@ -80,8 +80,8 @@ def verify(path: str | Path, base: Any, tolerance: float | None = None) -> dict[
     Returns:
         `weights`, `others` (all that should be the base model's) and `predictions`, each with
         `agree` and `worst` (largest relative difference); `agree`, true where all do; `reader`,
-        which library read the export. `predictions` is None for a LoRA of a smaller rank, which
-        records its weights alone.
+        which library read the export. `predictions` is None where they are not
+        recorded: for a LoRA of a smaller rank, and for an erasure made beside a user's own LoRA.
 
     Raises:
         ValueError: the export carries no record, was made for another model, does not load, or
@@ -101,7 +101,7 @@ def verify(path: str | Path, base: Any, tolerance: float | None = None) -> dict[
     after.profile = before.profile  # read from memory, it does not know its folder
     found = dict(_changes(after, before, claim.norms))
     left_out = [p for p, norm in claim.norms.items() if norm and not found.get(p, (0.0, []))[0]]
-    if path.is_file() and (len(left_out) == len(claim.norms) or (left_out and _is_kohya(path))):
+    if left_out and path.is_file() and (len(left_out) == len(found) or _is_kohya_flux(path, claim)):
         refuse_unread(path, claim.record)
     report: dict[str, Any] = {
         "path": str(path),
@@ -134,8 +134,8 @@ def claimed(path: Path) -> Claim:
         between = {
             str(p): [float(x) for x in each] for p, each in fingerprint["projections"].items()
         }
-        # Whole weights leave out a user's own LoRA, with which predictions were taken.
-        partial = bool(cut) or (bool(record.get("loras")) and not _is_lora(path))
+        # Exports are read without a user's own LoRA, with which predictions were taken.
+        partial = bool(cut) or bool(record.get("loras"))
         predictions = None if partial else [dict(entry) for entry in fingerprint["predictions"]]
         for entry in predictions or ():
             torch.tensor(entry["signature"], dtype=torch.float64), str(entry["prompt"])
@@ -147,12 +147,9 @@ def claimed(path: Path) -> Claim:
     return Claim(record, norms, between, predictions)
 
 
-def _is_lora(path: Path) -> bool:
-    return path.is_file() and any("lora_" in key for key in read_safetensors(path)[0])
-
-
-def _is_kohya(path: Path) -> bool:
-    return any(key.startswith("lora_unet_") for key in read_safetensors(path)[0])
+def _is_kohya_flux(path: Path, claim: Claim) -> bool:
+    keys = read_safetensors(path)[0]
+    return claim.record.get("architecture") == "flux" and min(keys).startswith("lora_")
 
 
 def _from_header(path: Path, header: Mapping[str, str], key: str) -> dict[str, Any]:

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 from backbone.architectures import SIDE, TINY
+from expunge.exports import export
 from torch import Tensor, nn
 
 import expunge
+from expunge import ESD, UCE
 from expunge.adapter import Adapter, LowRank
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import Offload, _offload, as_backbone
 from expunge.concept import Concept
-from expunge.eraser import ESD, UCE
 from expunge.erasure import Erasure
-from expunge.exports import export
 
 CAT = Concept("cat", anchor="dog", templates=("a [photo|picture|drawing|view] of a {}",))
 CLOSED = UCE(prompts=4, preserved=6, tokens="suffix", to_anchor=True)

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 from backbone.architectures import TINY
+from expunge.exports import export
 
 import expunge
+from expunge import ESD, TRACE, UCE
 from expunge.adapter import Adapter, LowRank
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import PROFILE
 from expunge.concept import Concept
-from expunge.eraser import ESD, TRACE, UCE
 from expunge.eraser.base import Eraser
 from expunge.eraser.finetune import FineTuner, Points
 from expunge.erasure import Erasure
-from expunge.exports import export
 from expunge.prompts import split_of
 from expunge.run.fit import DivergedError
 from expunge.verification import verify

@@ -58,7 +58,11 @@ def erasure(
     """An erasure that changes layers at random, described as an eraser's would be."""
     generator = torch.Generator().manual_seed(0)
     changes = {place: make(module, generator) for place, module in layers.items()}
-    record = {"eraser": "Random", "hyperparameters": {"seed": 0}, "command": "expunge erase /home/x"}
+    record = {
+        "eraser": "Random",
+        "hyperparameters": {"seed": 0},
+        "command": "expunge erase /home/x",
+    }
     made = Erasure([Part(CAT, {}, changes, **part)], record)
     return describe(as_backbone(pipe), made)
 

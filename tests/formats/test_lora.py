@@ -73,7 +73,9 @@ def test_what_erase_writes_loads_in_plain_diffusers(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("format_", ["diffusers", "kohya"])
-@pytest.mark.parametrize("text", [("q_proj",), ("fc1",), ("fc2",), ("v_proj", "fc1"), ("out_proj",)])
+@pytest.mark.parametrize(
+    "text", [("q_proj",), ("fc1",), ("fc2",), ("v_proj", "fc1"), ("out_proj",)]
+)
 @pytest.mark.parametrize("name", ["sd", "sdxl", "flux_dev"])
 def test_no_text_encoder_is_half_read(
     name: str, text: tuple[str, ...], format_: Any, tmp_path: Path

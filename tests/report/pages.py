@@ -46,18 +46,33 @@ def assert_offline(path: Path) -> None:
 
 
 def widths(page: Path, width: int) -> tuple[int, int]:
-    """Pixels that a page needs and gets in a frame of some width.
+    """Pixels that a page needs and gets in a frame of some width."""
+    found = measured(page, width, "`${d.scrollWidth}/${d.clientWidth}`")
+    needed, given = found.split("/")
+    return int(needed), int(given)
+
+
+def bottoms(page: Path, width: int, selector: str) -> float:
+    """Where an element ends, in pixels from the top."""
+    what = f"String(d.querySelector({selector!r}).getBoundingClientRect().bottom)"
+    return float(measured(page, width, what))
+
+
+def measured(page: Path, width: int, expression: str) -> str:
+    """What a browser says of a page's document `d` in a frame of some width.
 
     Chromium's own windows are never narrower than about 500 pixels, so the page lies in a frame.
     """
     probe = page.with_name("probe.html")
     probe.write_text(
-        f'<iframe id="f" src="{page.name}" style="width:{width}px;height:800px"></iframe><script>'
-        "f.onload=()=>{const d=f.contentDocument.documentElement;"
-        "document.title=`${d.scrollWidth}/${d.clientWidth}`}</script>"
+        f'<iframe id="f" src="{page.name}" style="width:{width}px;height:800px;border:0"></iframe>'
+        "<script>f.onload=()=>{const d=f.contentDocument.documentElement;"
+        f"document.title={expression}}}</script>"
     )
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    command += [f"--user-data-dir={page.parent / 'profile'}", "--allow-file-access-from-files"]
+    command += ["--disable-quic", "--no-first-run", "--disable-background-networking"]
+    command += ["--disable-component-update", "--disable-sync", "--allow-file-access-from-files"]
+    command += [f"--user-data-dir={page.parent / 'profile'}"]
     ran = subprocess.run(
         [*command, probe.as_uri()],
         capture_output=True,
@@ -66,6 +81,6 @@ def widths(page: Path, width: int) -> tuple[int, int]:
         check=True,
         env=os.environ | {"HOME": str(page.parent)},
     )
-    found = re.search(r"<title>(\d+)/(\d+)</title>", ran.stdout)
+    found = re.search(r"<title>(.+)</title>", ran.stdout)
     assert found is not None, ran.stderr
-    return int(found[1]), int(found[2])
+    return found[1]

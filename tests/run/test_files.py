@@ -31,7 +31,7 @@ def test_files_get_the_permissions_of_the_users_mask(tmp_path: Path, mask: int, 
 
 def test_two_threads_may_write_one_file(tmp_path: Path) -> None:
     names: list[str] = []
-    together = threading.Barrier(2)
+    together = threading.Barrier(2, timeout=5)
 
     def write(temporary: Path) -> None:
         names.append(temporary.name)

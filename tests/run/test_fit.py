@@ -27,6 +27,7 @@ from expunge.run.objective import (
     gradients_by_term,
 )
 from expunge.run.plan import Plan
+from expunge.run.trainee import Trainee
 
 PLAN = Plan(steps=12, warmup=2, ema=0.9, save_every=3, keep=(4,))
 LR = 0.05
@@ -112,6 +113,13 @@ def test_the_callers_random_state_is_left_alone() -> None:
     torch.manual_seed(7)
     fit("line", {"line": Player(model, LR)}, Minimise(lambda step: _error(model, step)), PLAN)
     assert torch.equal(torch.rand(1), wanted)
+
+
+@pytest.mark.parametrize("seed", [-3, 10**30])
+def test_any_integer_is_a_seed(seed: int) -> None:
+    model = _model()
+    players = {"line": Player(model, LR)}
+    fit("line", players, Minimise(lambda step: _error(model, step)), Plan(steps=2), seed=seed)
 
 
 def test_the_average_is_not_the_last_weights() -> None:
@@ -365,10 +373,12 @@ def test_gradients_may_be_combined_otherwise(surgery: bool) -> None:
 def test_clipping_does_not_scale_a_shared_gradient_twice() -> None:
     """Of a sum, autograd gives both sides the very same tensor."""
     first, second = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
-    both = nn.ModuleList([first, second])
-    loss = Minimise(lambda _: 100 * (first.weight + second.weight).sum())
-    trained = fit("sum", {"sum": Player(both, 0.1, clip=0.5)}, loss, Plan(steps=2))
-    assert trained.norms["sum"][0] == pytest.approx(100 * 2**0.5, rel=1e-4)
+    trainee = Trainee("sum", Player(nn.ModuleList([first, second]), 0.1, clip=0.5), None)
+    grads = torch.autograd.grad(100 * (first.weight + second.weight).sum(), trainee.parameters)
+    assert grads[0] is grads[1]
+    assert trainee.move(grads, 1.0) == pytest.approx(100 * 2**0.5)
+    wanted = 0.1 * 0.5 / 2**0.5  # AdamW's average after one step, of a gradient of norm 0.5
+    assert trainee.remembered()["0/exp_avg"].item() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_training_without_effect_is_an_error() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expunge.auditing.log import Difference, Log
@@ -29,6 +29,23 @@ def check(log: Log) -> None:
     _check_figures(log, conditions, attacks, judges)
     _check_ranges(log)
     _check_targets(log)
+
+
+def without_schema(data: object, schema: str) -> dict[str, Any]:
+    """What stands in a log beside its schema.
+
+    Raises:
+        ValueError: no object, or of another schema; says what to do.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"an audit's log must be an object, got {type(data).__name__}")
+    if (found := data.get("schema")) == schema:
+        return {key: value for key, value in data.items() if key != "schema"}
+    wrong = f"the log has schema {str(found)[:60]!r}, this Expunge reads {schema!r}: "
+    (name, _, version), (family, _, ours) = (str(s).partition("/") for s in (found, schema))
+    if name != family or not version.isdecimal():
+        raise ValueError(wrong + "pass an audit's log")
+    raise ValueError(wrong + ("upgrade Expunge" if int(version) > int(ours) else "audit again"))
 
 
 def _names(path: str, names: Sequence[str]) -> set[str]:

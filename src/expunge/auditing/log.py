@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from expunge.auditing.consistency import check
+from expunge.auditing.consistency import check, without_schema
 from expunge.run.log import Record
 from expunge.run.typed import plain, read
 
@@ -207,15 +207,6 @@ class Made:
     versions: Mapping[str, str]
 
 
-def _other(schema: object) -> str:
-    name, _, version = str(schema).partition("/")
-    family, _, ours = SCHEMA.partition("/")
-    wrong = f"the log has schema {str(schema)[:60]!r}, this Expunge reads {SCHEMA!r}: "
-    if name != family or not version.isdecimal():
-        return wrong + "pass an audit's log"
-    return wrong + ("upgrade Expunge" if int(version) > int(ours) else "audit again")
-
-
 class _File(Record):
     """Where a log lies."""
 
@@ -282,12 +273,7 @@ class Log:
             ValueError: another schema, or anything in it of a wrong type; in one sentence with its
                 path.
         """
-        if not isinstance(data, Mapping):
-            raise ValueError(f"an audit's log must be an object, got {type(data).__name__}")
-        if (schema := data.get("schema")) != SCHEMA:
-            raise ValueError(_other(schema))
-        rest = {key: value for key, value in data.items() if key != "schema"}
-        return read(cls, rest, store=store)
+        return read(cls, without_schema(data, SCHEMA), store=store)
 
     def save(self, folder: Path) -> Path:
         """Write `audit.json`; the store is named relative to the folder where it can be."""
@@ -333,28 +319,4 @@ class Log:
         """Write the report, one HTML file that needs no network."""
         from expunge.report import write_report
 
-        return write_report(_pairs(self), self.store, Path(out))
-
-
-def _pairs(log: Log) -> dict[str, Any]:
-    """What the page reads until it reads the log itself."""
-    data = {**log.to_dict(), "schema": "expunge.audit/1", "judge": plain(log.judge)}
-    rows = [plain(row) for row in log.differences if row.judge == log.judge.name]
-    data["differences"] = rows
-    data["cells"] = [plain(cell) for cell in log.cells if cell.judge == log.judge.name]
-    data["pairs"] = [
-        {
-            **plain(sample),
-            **{
-                side: {
-                    "image": picture.image,
-                    "score": picture.scores[log.judge.name],
-                    "broken": picture.broken,
-                }
-                for side, picture in sample.pictures.items()
-            },
-        }
-        for sample in log.samples
-    ]
-    data["frechet"] = data["frechet"] or None
-    return data
+        return write_report(self, Path(out))

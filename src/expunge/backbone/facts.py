@@ -57,10 +57,9 @@ class Facts(ABC):
         self._hashed: tuple[Hashable, str] | None = None
         self._check_types()
         self.precision: Precision = fastest(self.device) if self.dtype == torch.float32 else "own"
-        folder = BUNDLED.get(self.name_or_path, Path(self.name_or_path))
-        own = (Profile.read(folder) if self.name_or_path else None) or Profile(
-            self._usual_sampling()
-        )
+        places = [name for name in self.source.values() if name]
+        found = (Profile.read(BUNDLED.get(name, Path(name))) for name in places)
+        own = next(filter(None, found), None) or Profile(self._usual_sampling())
         height, width = self._native_size()
         sampling = replace(
             own.sampling, height=own.sampling.height or height, width=own.sampling.width or width
@@ -167,8 +166,8 @@ class Facts(ABC):
         """A few numbers for each layer that survive a cast, for `identity.sketch_distance`.
 
         Args:
-            places: components and clean names (`unet/mid_block…to_k`); None for all linear layers
-                and convolutions of the denoiser.
+            places: components and clean names (`unet/mid_block…to_k`); a module without a weight
+                stands for all linear layers and convolutions in it. None for the denoiser.
 
         Raises:
             ValueError: the pipeline lacks one of the layers.
@@ -178,15 +177,16 @@ class Facts(ABC):
             for component, network in self.networks.items()
             for name, module in hooks.layers(network).items()
         }
-        if places is None:
-            own = f"{self.denoiser_name}/"
-            kinds = nn.Linear | nn.Conv2d
-            places = [n for n, m in every.items() if n.startswith(own) and isinstance(m, kinds)]
-        chosen = sorted(places)
-        missing = [place for place in chosen if place not in every]
-        if missing:
-            raise ValueError(f"made for another architecture: no layer {missing[0]!r} here")
-        return sketch({place: every[place] for place in chosen})
+        chosen = set()
+        for place in [f"{self.denoiser_name}/"] if places is None else places:
+            if place not in every:
+                raise ValueError(f"made for another architecture: no layer {place!r} here")
+            if isinstance(getattr(every[place], "weight", None), Tensor):
+                chosen.add(place)
+                continue
+            inside = [n for n in every if n.startswith(place if place[-1] == "/" else f"{place}.")]
+            chosen |= {n for n in inside if isinstance(every[n], nn.Linear | nn.Conv2d)}
+        return sketch({place: every[place] for place in sorted(chosen)})
 
     def check_sketch(self, made: Sketch, named: str) -> None:
         """Refuse a model whose weights are others than those a sketch was made of.

@@ -98,7 +98,10 @@ class FlowBackbone(Backbone):
         return 2 * math.log((1 - level) / level)
 
     def scheduler(self, sampling: Sampling) -> FlowMatchEulerDiscreteScheduler:
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipe.scheduler.config)
+        config = dict(self.pipe.scheduler.config)
+        if "flow_shift" in config:  # as DPM-Solver and UniPC call it
+            config = {"shift": config["flow_shift"]} | config
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, stochastic_sampling=False)
         scheduler.set_timesteps(
             sigmas=self._sigmas(sampling.num_inference_steps),
             num_inference_steps=sampling.num_inference_steps,
@@ -122,10 +125,6 @@ class FlowBackbone(Backbone):
 
     def _level(self, timestep: float) -> float:
         return timestep / 1000
-
-    @property
-    def grain(self) -> int:
-        return 2 * int(self.pipe.vae_scale_factor)
 
     @property
     @abstractmethod

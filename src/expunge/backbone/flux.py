@@ -47,6 +47,10 @@ class FluxBackbone(FlowBackbone):
         return side, side
 
     @property
+    def grain(self) -> int:
+        return 2 * int(self.pipe.vae_scale_factor)
+
+    @property
     def max_sequence_length(self) -> int:
         return self.profile.max_sequence_length or (256 if self.guidance == "none" else 512)
 

@@ -16,9 +16,9 @@ SAME_WEIGHTS = 8e-4
 """Largest `sketch_distance` of one model's casts; a change of a thousandth lies above."""
 QUANTISED = 0.05
 """Largest distance of a model from itself in 8 bits."""
-_ROUNDED_TWICE = 1.36e-3
-"""Distance of a model rounded to float16 and then to bfloat16 from one rounded to bfloat16 at once:
-6.3 % of Gaussian weights land on the neighbouring value."""
+_ROUNDED_TWICE = 1.5e-3
+"""Distance of weights rounded to float16 and then to bfloat16 from those rounded to bfloat16 at
+once: 6.3 % of Gaussian ones land on the neighbouring value."""
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 Sketch = Mapping[str, Mapping[str, list[float]]]
@@ -127,8 +127,8 @@ def sketch_distance(first: Sketch, second: Sketch) -> float:
     bfloat16, what rounding twice explains is taken off.
 
     Returns:
-        The largest over layers would be noise, so the mean square over all; infinite where layers
-        differ. Casts of one model lie below `SAME_WEIGHTS`.
+        Root mean square over layers and projections; infinite where layers differ. Casts of one
+        model lie below `SAME_WEIGHTS`.
     """
     names = [str(dtype).removeprefix("torch.") for dtype in _TYPES]
     common = next(name for name in names if name in first and name in second)
@@ -144,5 +144,6 @@ def sketch_distance(first: Sketch, second: Sketch) -> float:
     squared = sum(shares) / len(shares)
     widest = [next(name for name in names if name in each) for each in (first, second)]
     if set(widest) == {"float16", "bfloat16"}:
-        squared -= _ROUNDED_TWICE**2
+        spread = math.sqrt(2 / (DIRECTIONS * len(shares)))  # relative, of a mean of squares
+        squared -= _ROUNDED_TWICE**2 * (1 + 3 * spread)
     return math.sqrt(squared) if squared > 0 else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from expunge.backbone.base import Backbone
+from expunge.backbone.facts import CONFIG_OF_FILE
 from expunge.backbone.flux import FluxBackbone
 from expunge.backbone.profile import BUNDLED
 from expunge.backbone.sd3 import SD3Backbone
@@ -53,7 +55,8 @@ def load(
     Args:
         source: a bundled model's name (`miniature-sd`), a diffusers folder, a hub id such as
             `stable-diffusion-v1-5/stable-diffusion-v1-5`, or a single `.safetensors` file.
-        config: for a single file, the folder or hub id its configuration comes from.
+        config: for a single file, where its configuration comes from: a bundled model's name, a
+            folder or a hub id.
         dtype: precision of the weights; None for bfloat16 on a GPU, and float32 on a CPU and for
             bundled models.
         device: where to put it; None for a GPU if there is one.
@@ -64,10 +67,10 @@ def load(
             then the quantised model. Needs `dtype=torch.bfloat16` and `expunge[quantize]`.
 
     Raises:
-        ValueError: nothing is found there, the file is a pickle, there is no GPU to offload to, or
-            quantisation is asked of another dtype or without its library.
+        ValueError: nothing is found there, weights are pickles, the device is not there, there is
+            no GPU to offload to, or quantisation is asked of another dtype or without its library.
     """
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = _device(device)
     if dtype is None:
         small = target.type == "cpu" or str(source) in BUNDLED
         dtype = torch.float32 if small else torch.bfloat16
@@ -77,7 +80,9 @@ def load(
     if path.is_file():
         pipe = _load_file(path, config, dtype)
     elif (path / "model_index.json").is_file():
-        pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        pipe = DiffusionPipeline.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, variant=_variant(path)
+        )
     else:
         pipe = _load_hub(str(source), dtype)
     if hasattr(pipe, "unet"):
@@ -91,6 +96,51 @@ def load(
         _offload(pipe, offload, target)
         return pipe
     return pipe.to(target)
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    """The device a user names, or the best there is.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    gpu = torch.cuda.is_available()
+    if wanted is None:
+        return torch.device("cuda" if gpu else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ValueError(f"device must be such as 'cpu' or 'cuda', got {wanted!r}") from None
+    there = {"cpu": True, "cuda": gpu, "mps": torch.backends.mps.is_available()}
+    beyond = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    if beyond or not there.get(device.type, True):
+        raise ValueError(
+            f"device {str(wanted)!r} is not there: this torch finds "
+            f"{', '.join(name for name, found in there.items() if found)}; leave device out"
+        )
+    return device
+
+
+def _variant(folder: Path) -> str | None:
+    """Which variant of its weights a folder holds, None for the plain ones.
+
+    Raises:
+        ValueError: it holds pickles alone.
+    """
+    denoiser = next((folder / n for n in ("unet", "transformer") if (folder / n).is_dir()), folder)
+    names = [file.name for file in denoiser.glob("diffusion_pytorch_model*.safetensors")]
+    if any(re.fullmatch(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors", n) for n in names):
+        return None
+    found = sorted({match[1] for n in names if (match := re.search(r"_model\.(\w+)[-.]", n))})
+    if found:
+        return "fp16" if "fp16" in found else found[0]
+    if any(denoiser.glob("*.bin")):
+        raise ValueError(
+            f"{folder} holds its weights only as pickles (.bin), which can run code: convert them "
+            "where that does no harm (pipe.save_pretrained writes safetensors), or find a copy "
+            "with safetensors"
+        )
+    return None
 
 
 def _check(
@@ -141,9 +191,13 @@ def _quantize(denoiser: nn.Module) -> None:
 
 
 def _load_file(path: Path, config: str | Path | None, dtype: torch.dtype) -> Any:
+    folder = str(BUNDLED.get(str(config), config))
     try:
-        kind = _pipeline_class(str(config))
-        return kind.from_single_file(str(path), config=str(config), dtype=dtype)
+        kind = _pipeline_class(folder)
+        pipe = kind.from_single_file(str(path), config=folder, dtype=dtype)
+        pipe.register_to_config(_name_or_path=str(path))
+        vars(pipe)[CONFIG_OF_FILE] = str(config)
+        return pipe
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path} does not load with config {config}: {reason}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -33,28 +34,49 @@ class UNetBackbone(Backbone):
     denoiser_name = "unet"
 
     def __init__(self, pipe: Any) -> None:
+        kind = _checked_prediction(pipe.scheduler)
+        if pipe.unet.config.get("time_cond_proj_dim") is not None:
+            self.guidance = "embedded"
         super().__init__(pipe)
-        kind = pipe.scheduler.config.get("prediction_type", "epsilon")
-        if kind not in ("epsilon", "v_prediction"):
-            raise ValueError(
-                f"a UNet must predict 'epsilon' or 'v_prediction', the scheduler says {kind!r}"
-            )
         channels, latents = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
         if channels != latents:
             raise ValueError(
                 f"the unet reads {channels} channels and the autoencoder gives {latents}: "
                 "inpainting and editing models are not supported, load a text-to-image model"
             )
-        self._prediction = cast("PredictionKind", kind)
+        self._prediction = kind
         self._alphas = self._schedule().alphas_cumprod
 
     @property
     def sampler(self) -> str:
-        return "dpmsolver++"
+        return f"dpmsolver++, order {self._schedule().config.solver_order}"
 
     @property
     def prediction(self) -> PredictionKind:
         return self._prediction
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the model was made to draw in few steps.
+
+        LCM's and TCD's own schedulers tell, and a denoiser that reads its guidance; of the turbo
+        and lightning kind Euler's scheduler with time steps counted from the end.
+        """
+        name, config = type(self.pipe.scheduler).__name__, self.pipe.scheduler.config
+        few = name in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+        few = few and config.get("timestep_spacing") == "trailing"
+        few = few and config.get("prediction_type", "epsilon") == "epsilon"
+        zero_snr = bool(config.get("rescale_betas_zero_snr"))
+        made = self.guidance == "embedded" or name in ("LCMScheduler", "TCDScheduler")
+        return made or (few and not zero_snr)
+
+    def _usual_sampling(self) -> Sampling:
+        usual = super()._usual_sampling()
+        if self.guidance == "embedded":  # latent consistency models, at their pipelines' default
+            return replace(usual, num_inference_steps=4, guidance_scale=8.5)
+        if self.distilled:
+            return replace(usual, num_inference_steps=4, guidance_scale=1.0)
+        return usual
 
     def _native_size(self) -> tuple[int, int]:
         side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
@@ -106,9 +128,23 @@ class UNetBackbone(Backbone):
         more = self._added(latents, conditioning)
         states = conditioning.prompt_embeds
         found = self.pipe.unet(
-            latents, timesteps, states, added_cond_kwargs=more, return_dict=False
+            latents,
+            timesteps,
+            states,
+            timestep_cond=self._scale_states(latents, guidance_scale),
+            added_cond_kwargs=more,
+            return_dict=False,
         )
         return cast("Tensor", found[0])
+
+    def _scale_states(self, latents: Tensor, guidance_scale: float) -> Tensor | None:
+        """The guidance scale as a consistency model reads it, (n, width)."""
+        if self.guidance != "embedded":
+            return None
+        scales = torch.full((len(latents),), guidance_scale - 1)
+        width = self.pipe.unet.config.time_cond_proj_dim
+        states: Tensor = self.pipe.get_guidance_scale_embedding(scales, embedding_dim=width)
+        return states.to(latents)
 
     def _added(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
         """What the UNet reads beside token states."""
@@ -138,7 +174,11 @@ class UNetBackbone(Backbone):
 
     def _schedule(self) -> DPMSolverMultistepScheduler:
         return DPMSolverMultistepScheduler.from_config(
-            self.pipe.scheduler.config, algorithm_type="dpmsolver++", final_sigmas_type="zero"
+            self.pipe.scheduler.config,
+            algorithm_type="dpmsolver++",
+            final_sigmas_type="zero",
+            # Between the few steps of a distilled model nothing can be extrapolated.
+            **({"solver_order": 1} if self.distilled else {}),
         )
 
     def scheduler(self, sampling: Sampling) -> DPMSolverMultistepScheduler:
@@ -165,7 +205,8 @@ class SDXLBackbone(UNetBackbone):
             raise ValueError("SDXL's refiner is not supported, load the base model")
 
     def _usual_sampling(self) -> Sampling:
-        return Sampling(guidance_scale=5.0, batch_size=2)
+        usual = replace(super()._usual_sampling(), batch_size=2)
+        return usual if self.distilled else replace(usual, guidance_scale=5.0)
 
     def text_streams(self) -> dict[str, TextStream]:
         name = "add_embedding.linear_1"
@@ -204,3 +245,31 @@ class SDXLBackbone(UNetBackbone):
         sizes = [height, width, 0, 0, height, width]
         ids = torch.tensor(sizes, dtype=latents.dtype, device=latents.device)
         return {"text_embeds": conditioning.pooled, "time_ids": ids.expand(len(latents), -1)}
+
+
+def _checked_prediction(scheduler: Any) -> PredictionKind:
+    """What a UNet predicts, by its scheduler.
+
+    Raises:
+        ValueError: noise levels that are no variance-preserving schedule of betas.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    if "EDM" in name or config.get("timestep_type") == "continuous":
+        raise ValueError(
+            f"{name} counts noise levels by σ with EDM's preconditioning (Playground v2.5, CosXL), "
+            "which is not supported; load a model of ε- or v-prediction"
+        )
+    kind = config.get("prediction_type", "epsilon")
+    flow = "flow" in name.lower() or config.get("use_flow_sigmas") or kind == "flow_prediction"
+    if flow:
+        raise ValueError(
+            f"a UNet that predicts a flow ({name}) is not supported; load a model of ε- or "
+            "v-prediction, or give it the scheduler it was trained with"
+        )
+    if config.get("beta_schedule") is None and config.get("trained_betas") is None:
+        raise ValueError(f"{name} states no schedule of betas, so its noise levels are not known")
+    if kind not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"a UNet must predict 'epsilon' or 'v_prediction', the scheduler says {kind!r}"
+        )
+    return cast("PredictionKind", kind)

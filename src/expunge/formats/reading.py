@@ -17,7 +17,7 @@ from expunge.backbone.base import Backbone
 from expunge.backbone.load import load
 from expunge.backbone.profile import BUNDLED
 from expunge.folder import read_safetensors
-from expunge.formats.weights import with_networks
+from expunge.formats.weights import bare, with_networks
 
 READ_FULL = {"sd": "ComfyUI, Forge and A1111", "sdxl": "ComfyUI, Forge and A1111",
              "flux": "ComfyUI and Forge"}  # fmt: skip
@@ -102,11 +102,10 @@ def _read_single(path: Path, before: Backbone) -> Any:
 def _read_lora(
     path: Path, before: Backbone, components: Sequence[str], record: Mapping[str, Any]
 ) -> Any:
-    copies = {
-        name: copy.deepcopy(hooks.unwrapped(before.networks[name]))
-        for name in {*components, before.denoiser_name}
-    }
-    loaded = with_networks(before.pipe, copies)
+    names = {*components, before.denoiser_name}
+    loaded = with_networks(
+        before.pipe, {name: _copy(before.networks[name], name) for name in names}
+    )
     try:
         loaded.load_lora_weights(path.parent, weight_name=path.name, use_safetensors=True)
     except AssertionError:  # how it says that FLUX's layers have other sizes
@@ -117,6 +116,13 @@ def _read_lora(
             f"{record.get('model')}: {_first_line(error)}"
         ) from error
     return loaded
+
+
+def _copy(network: nn.Module, component: str) -> Any:
+    """Without a user's own LoRA, which would be switched off by another."""
+    if any(isinstance(module, LoraLayer) for module in network.modules()):
+        return bare(network, component, {})
+    return copy.deepcopy(hooks.unwrapped(network))
 
 
 def _first_line(error: Exception) -> str:
@@ -174,10 +180,6 @@ def difference(after: Weight, before: Weight) -> Tensor | None:
     """What a weight was changed by, fp64 on the CPU; None for another shape."""
     if after.tensor.shape != before.tensor.shape:
         return None
-    first, second = after.tensor.detach().cpu().double(), before.tensor.detach().cpu().double()
-    delta = first - second
+    delta = after.tensor.detach().cpu().double() - before.tensor.detach().cpu().double()
     added = after.added()
-    if added is None:  # whole weights, beside which a user's own LoRA stays what it is
-        return delta
-    own = before.added()
-    return delta + added - (0 if own is None else own)
+    return delta if added is None else delta + added

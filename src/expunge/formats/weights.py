@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def _built_in(erasure: Erasure, backbone: Backbone) -> dict[str, Any]:
         for place, changes in erasure.by_place().items()
     }
     names = sorted({backbone.denoiser_name, *erasure.components})
-    return {name: _bare(backbone.networks[name], name, merged) for name in names}
+    return {name: bare(backbone.networks[name], name, merged) for name in names}
 
 
 def _check_weight(place: str, module: nn.Module) -> None:
@@ -129,8 +130,17 @@ def _check_weight(place: str, module: nn.Module) -> None:
         )
 
 
-def _bare(network: nn.Module, component: str, merged: dict[str, Tensor]) -> Any:
-    """A network of the same class without wrappers, its changed weights in their own type."""
+def bare(network: nn.Module, component: str, merged: Mapping[str, Tensor]) -> Any:
+    """A network of the same class without what other tools wrapped around its layers.
+
+    Args:
+        network: left as it is; the two share all weights that are not changed.
+        component: its name in the pipeline.
+        merged: changed weights, by place; they take the type of those they replace.
+
+    Raises:
+        ValueError: its weights have no values here.
+    """
     state = {}
     for key, value in network.state_dict().items():
         parts = [part for part in key.split(".") if part not in hooks.WRAPPERS]
@@ -147,9 +157,19 @@ def _bare(network: nn.Module, component: str, merged: dict[str, Tensor]) -> Any:
         state[name] = merged[place].to(value.dtype) if changed else value
     inner: Any = hooks.unwrapped(network)
     with torch.device("meta"):
-        bare = _empty(inner)
-    bare.load_state_dict(state, strict=True, assign=True)
-    return bare.eval()
+        made = _empty(inner)
+    made.load_state_dict(state, strict=True, assign=True)
+    _fill_buffers(made, inner)
+    return made.eval()
+
+
+def _fill_buffers(made: nn.Module, source: nn.Module) -> None:
+    """Buffers that are kept in no file have no values on the meta device."""
+    there = hooks.layers(source)
+    for name, module in made.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[key] = there[name]._buffers[key]
 
 
 def _empty(network: Any) -> Any:

@@ -161,7 +161,7 @@ class _Run:
 
     def step(self) -> None:
         """Let every player move once."""
-        number = self.seed * 1_000_003 + self.done
+        number = (self.seed * 1_000_003 + self.done) % 2**63  # any integer may be a seed
         step = Step(self.done, torch.Generator().manual_seed(number))
         torch.manual_seed(number ^ 0x5DEECE66D)  # dropout and its like
         self.objective.before(step)
