@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -91,8 +92,8 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_hyperparameter_is_an_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["erase", "--method", name, "--help"]) == 0
     shown = capsys.readouterr().out
-    for field in names.find("eraser", name).__dataclass_fields__:
-        assert f"--{field.replace('_', '-')}" in shown
+    for field in dataclasses.fields(names.find("eraser", name)):
+        assert f"--{field.name.replace('_', '-')}" in shown
 
 
 LONG = "x" * 100_000

@@ -16,6 +16,7 @@ from expunge import names
 from expunge.change import KINDS, Change
 from expunge.concept import Concept, slug
 from expunge.erasure import Erasure, Part
+from expunge.gate import Gate
 from expunge.record import RECORD, occupied, read_record
 from expunge.run.files import check_file, write_atomically, write_text
 from expunge.text_edit import Request

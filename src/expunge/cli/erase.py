@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -233,10 +233,10 @@ def with_options(method: str) -> Callable[..., None]:
         for parameter in inspect.signature(erase, eval_str=True).parameters.values()
         if parameter.kind is not parameter.VAR_KEYWORD
     ]
-    group = f"{eraser.__name__} (default: preset)"
+    group, named = f"{eraser.__name__} (default: preset)", [each.name for each in fields(eraser)]
     free = [
         _option(name, hints[name], notes.get(name, ""), group)
-        for name in eraser.__dataclass_fields__
+        for name in named
     ]
 
     def run(*concepts: str, **options: Any) -> None:
