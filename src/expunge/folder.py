@@ -18,7 +18,7 @@ from expunge.concept import Concept, slug
 from expunge.erasure import Erasure, Part
 from expunge.gate import Gate
 from expunge.record import RECORD, occupied, read_record
-from expunge.run.files import write_atomically, write_text
+from expunge.run.files import check_file, write_atomically, write_text
 from expunge.text_edit import Request
 
 ADAPTERS = "adapters"
@@ -35,7 +35,6 @@ BELONGINGS = (
     "single",
 )
 """Files and folders in an erasure's folder that speak of it; all its `.safetensors` do as well."""
-PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
 def save(erasure: Erasure, folder: Path, *, force: bool) -> Path:
@@ -114,12 +113,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ValueError: the file is no safetensors, or is cut short.
     """
-    if path.suffix in PICKLES:
-        raise ValueError(f"{path.name} is a pickle, which can run code; only safetensors are read")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name the .safetensors file in it")
-    if not path.is_file():
-        raise ValueError(f"no such file: {path}")
+    check_file(path)
     try:
         with safe_open(path, "pt") as handle:
             header = handle.metadata() or {}

@@ -6,9 +6,8 @@ import difflib
 from pathlib import Path
 
 from expunge.backbone.profile import BUNDLED, Profile
+from expunge.run.files import refuse_pickle
 from expunge.settings import shown
-
-PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
 def check_source(source: str | Path, config: str | Path | None = None) -> None:
@@ -23,10 +22,7 @@ def check_source(source: str | Path, config: str | Path | None = None) -> None:
     """
     text = str(source)
     path = BUNDLED.get(text, Path(source))
-    if path.suffix in PICKLES:
-        raise ValueError(
-            f"{shown(path.name)} is a pickle, which can run code; only safetensors are read"
-        )
+    refuse_pickle(path)
     if len(text) > 1000 or "\0" in text:
         raise ValueError(f"no model at {shown(text)}: that is no name")
     if path.is_file():

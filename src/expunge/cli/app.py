@@ -35,10 +35,19 @@ def _whole(_: object, tokens: Sequence[Token]) -> int:
         raise ValueError(f"a whole number was expected, got {shown(tokens[0].value)}") from None
 
 
+def _path(_: object, tokens: Sequence[Token]) -> Path:
+    text = tokens[0].value
+    if not text.strip() or "\0" in text:
+        raise ValueError(f"it must name a file or a folder, got {shown(text)}")
+    return Path(text)
+
+
 WHOLE = Parameter(converter=_whole)
 """For every count: 1.5 is no number of pictures."""
+PATH = Parameter(converter=_path)
+"""For every path: an empty one would be the folder one stands in."""
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
-Run = Annotated[Path, Parameter(help="Folder that `expunge erase` wrote.")]
+Run = Annotated[Path, PATH, Parameter(help="Folder that `expunge erase` wrote.")]
 Names = Annotated[list[str], Parameter(consume_multiple=True, negative="")]
 
 
@@ -84,18 +93,15 @@ def check_number(
         raise ValueError(f"{name} must be at most {most:g}, got {value:g}")
 
 
-def check_folder(name: str, given: str) -> None:
+def check_folder(name: str, folder: Path) -> None:
     """Refuse what cannot become a folder, before anything is written.
 
     Raises:
-        ValueError: it is empty, or a file lies there.
+        ValueError: a file lies there.
     """
-    if not given.strip() or "\0" in given:
-        raise ValueError(f"{name} must name a folder, got {shown(given)}")
-    folder = Path(given)
     there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
     if not there.is_dir():
-        raise ValueError(f"{name} cannot be {shown(given)}: {shown(str(there))} is a file")
+        raise ValueError(f"{name} cannot be {shown(str(folder))}: {shown(str(there))} is a file")
 
 
 def check_new_file(name: str, path: Path, endings: Sequence[str]) -> None:
@@ -108,7 +114,7 @@ def check_new_file(name: str, path: Path, endings: Sequence[str]) -> None:
         raise ValueError(f"{name} must end in {', '.join(endings)}, got {shown(path.name)}")
     if path.is_dir():
         raise ValueError(f"{name} cannot be {path}: that is a folder")
-    check_folder(name, str(path.parent))
+    check_folder(name, path.parent)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from expunge import names
 from expunge.cli.app import (
+    PATH,
     WHOLE,
     Json,
     Names,
@@ -86,7 +87,7 @@ def audit(
         bool, Parameter(help="Fréchet distance, from 1,000 benign pictures.")
     ] = True,
     store: Annotated[
-        Path | None, Parameter(help="Folder for pictures that several audits share.")
+        Path | None, PATH, Parameter(help="Folder for pictures that several audits share.")
     ] = None,
     source: Source = USUAL_SOURCE,
     dry_run: Annotated[
@@ -110,10 +111,9 @@ def audit(
     source.profile(record)
     for text in judge:
         names.check("judge", text)
-    trying = [names.make("attack", text) for text in names.listed(attacks)]
-    guards = [names.make("guard", text) for text in names.listed(guard)]
+    trying, guards = _tried("attack", attacks), _tried("guard", guard)
     shelf = run / "log" if store is None else store
-    check_folder("store", str(shelf))
+    check_folder("store", shelf)
     backbone = source.load(record)
     from expunge.auditing.audit import audit as run_audit
     from expunge.auditing.audit import plan, usual_judges
@@ -154,11 +154,30 @@ def audit(
     return None
 
 
+def _tried(kind: str, texts: list[str]) -> list[Any]:
+    """Attacks or guards by name.
+
+    Raises:
+        ValueError: one is asked for twice, or is what is done anyway.
+    """
+    made = [names.make(kind, text) for text in names.listed(texts)]
+    known = [each.name for each in made]
+    for name in known:
+        if name == "plain" or known.count(name) > 1:
+            why = "is always done" if name == "plain" else "is asked for twice"
+            raise ValueError(f"the {kind} {name} {why}; leave it out")
+    return made
+
+
 @app.command
 def report(
-    run: Annotated[Path, Parameter(help="Folder of an audited erasure or a watermark bench.")],
+    run: Annotated[
+        Path, PATH, Parameter(help="Folder of an audited erasure or a watermark bench.")
+    ],
     *,
-    out: Annotated[Path | None, Parameter(help="HTML to write; report.html in the folder.")] = None,
+    out: Annotated[
+        Path | None, PATH, Parameter(help="HTML to write; report.html in the folder.")
+    ] = None,
 ) -> None:
     """Write an audit or a watermark bench as one HTML file that needs no network.
 
@@ -177,7 +196,7 @@ def report(
 @app.command
 def demo(
     *,
-    out: Annotated[str, Parameter(help="Where to.")] = "runs/demo",
+    out: Annotated[Path, PATH, Parameter(help="Where to.")] = Path("runs/demo"),
     prompts: Annotated[
         int, WHOLE, Parameter(help="Prompts for each way of asking for a cat.")
     ] = 40,
@@ -192,10 +211,9 @@ def demo(
     """
     check_number("prompts", prompts, 1, MOST_PROMPTS)
     erase("cat", neighbour=("dog", "bird", "horse", "fish", "car"), out=out, steps=steps)
-    run = Path(out)
-    audit(run, prompts=prompts, neighbours=max(1, prompts // 2), unrelated=max(1, prompts // 3))
-    report(run)
+    audit(out, prompts=prompts, neighbours=max(1, prompts // 2), unrelated=max(1, prompts // 3))
+    report(out)
     if open_report:
         import webbrowser
 
-        webbrowser.open((run / "report.html").resolve().as_uri())
+        webbrowser.open((out / "report.html").resolve().as_uri())

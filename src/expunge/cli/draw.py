@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from expunge import names
-from expunge.cli.app import WHOLE, Names, app, check_new_file, check_number, say
+from expunge.cli.app import PATH, WHOLE, Names, app, check_new_file, check_number, say
 from expunge.cli.source import USUAL_SOURCE, Source
 from expunge.record import read_record
 from expunge.run.files import check_writable
@@ -27,7 +27,9 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 @app.command
 def draw(
     *prompts: Annotated[str, Parameter(help="What to draw, one row a prompt.")],
-    erasure: Annotated[Path | None, Parameter(help="Folder of an erasure to draw with.")] = None,
+    erasure: Annotated[
+        Path | None, PATH, Parameter(help="Folder of an erasure to draw with.")
+    ] = None,
     strength: Annotated[float, Parameter(help="Of the erasure; 0 is off.")] = 1.0,
     guard: Annotated[Names, Parameter(help="Guards, a row each; see `expunge list guards`.")] = [],  # noqa: B006  never written to
     seeds: Annotated[int, WHOLE, Parameter(help="Pictures a prompt.")] = 6,
@@ -36,7 +38,7 @@ def draw(
     ] = None,
     guidance: Annotated[float | None, Parameter(help="Guidance scale; the model's usual.")] = None,
     scale: Annotated[int, WHOLE, Parameter(help="Enlarge every picture so many times.")] = 2,
-    out: Annotated[Path, Parameter(help="PNG, JPEG or WebP to write.")] = Path("grid.png"),
+    out: Annotated[Path, PATH, Parameter(help="PNG, JPEG or WebP to write.")] = Path("grid.png"),
     source: Source = USUAL_SOURCE,
 ) -> None:
     """Draw a grid of pictures: the original above, the erased model below, same seeds.

@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -15,6 +15,7 @@ from cyclopts import Parameter
 
 from expunge import names
 from expunge.cli.app import (
+    PATH,
     WHOLE,
     Json,
     app,
@@ -51,7 +52,9 @@ def erase(
         ),
     ],
     method: Annotated[str, Parameter(help=f"{', '.join(names.ERASERS)}.")] = _USUAL,
-    out: Annotated[str | None, Parameter(help="Folder to write; runs/CONCEPT by default.")] = None,
+    out: Annotated[
+        Path | None, PATH, Parameter(help="Folder to write; runs/CONCEPT by default.")
+    ] = None,
     kind: Annotated[str | None, Parameter(help="object, identity, style or explicit.")] = None,
     anchor: Annotated[str | None, Parameter(help="Neutral phrase drawn instead.")] = None,
     synonym: Annotated[
@@ -171,11 +174,11 @@ class _Place:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
 
-def _place(out: str | None, concepts: Sequence[Concept], model: str, force: bool) -> _Place:
+def _place(out: Path | None, concepts: Sequence[Concept], model: str, force: bool) -> _Place:
     check_concepts(concepts)
-    default = str(Path("runs") / run_folder([concept.name for concept in concepts]))
-    check_folder("out", default if out is None else out)
-    return _Place(Path(default if out is None else out), model, concepts, force)
+    folder = out or Path("runs") / run_folder([concept.name for concept in concepts])
+    check_folder("out", folder)
+    return _Place(folder, model, concepts, force)
 
 
 def _same_model(recorded: object, asked: str) -> bool:
@@ -230,10 +233,10 @@ def with_options(method: str) -> Callable[..., None]:
         for parameter in inspect.signature(erase, eval_str=True).parameters.values()
         if parameter.kind is not parameter.VAR_KEYWORD
     ]
-    group = f"{eraser.__name__} (default: preset)"
+    group, named = f"{eraser.__name__} (default: preset)", [each.name for each in fields(eraser)]
     free = [
         _option(name, hints[name], notes.get(name, ""), group)
-        for name in eraser.__dataclass_fields__
+        for name in named
     ]
 
     def run(*concepts: str, **options: Any) -> None:

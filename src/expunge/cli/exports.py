@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from expunge.cli.app import WHOLE, Json, Run, app, check_folder, check_number, print_json, say
-from expunge.cli.source import USUAL_SOURCE, Source
+from expunge.cli.app import PATH, WHOLE, Json, Run, app, check_folder, check_number, print_json, say
+from expunge.cli.source import USUAL, USUAL_SOURCE, Source
 from expunge.record import read_record
+from expunge.run.files import check_file
 
 
 @app.command
@@ -28,7 +29,7 @@ def export(
     rank: Annotated[
         int | None, WHOLE, Parameter(help="Columns of a layer that a LoRA keeps; all by default.")
     ] = None,
-    out: Annotated[Path | None, Parameter(help="Folder; the run's own by default.")] = None,
+    out: Annotated[Path | None, PATH, Parameter(help="Folder; the run's own by default.")] = None,
     source: Source = USUAL_SOURCE,
 ) -> None:
     """Write an erasure for other tools.
@@ -38,7 +39,7 @@ def export(
     check_number("rank", rank, 1)
     record = read_record(run)
     source.profile(record)
-    check_folder("out", str(run if out is None else out))
+    check_folder("out", run if out is None else out)
     from expunge.erasure import Erasure
     from expunge.formats import WITHOUT_BASE, lost_at
     from expunge.formats import export as write
@@ -55,7 +56,7 @@ def export(
 
 @app.command
 def verify(
-    path: Annotated[Path, Parameter(help="What `expunge export` or `expunge erase` wrote.")],
+    path: Annotated[Path, PATH, Parameter(help="What `expunge export` or `expunge erase` wrote.")],
     *,
     source: Source = USUAL_SOURCE,
     as_json: Json = False,
@@ -66,6 +67,9 @@ def verify(
 
     Example: `expunge verify runs/cat`
     """
+    if not path.is_dir():
+        check_file(path)
+    source.profile({"model": USUAL})
     from expunge.verification import NotReadError, recorded
     from expunge.verification import verify as check
 

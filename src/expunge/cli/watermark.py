@@ -13,6 +13,7 @@ from rich.table import Table
 
 from expunge import names
 from expunge.cli.app import (
+    PATH,
     WHOLE,
     Json,
     Names,
@@ -94,7 +95,7 @@ def bench(
         ),
     ] = None,
     images: Annotated[
-        Path | None, Parameter(help="Folder of pictures; the miniature world by default.")
+        Path | None, PATH, Parameter(help="Folder of pictures; the miniature world by default.")
     ] = None,
     source: Source = USUAL_SOURCE,
     count: Annotated[
@@ -115,9 +116,9 @@ def bench(
     examples: Annotated[
         int, WHOLE, Parameter(help="Pictures shown in the report, at most 12.")
     ] = 6,
-    out: Annotated[Path, Parameter(help="Where to; a stopped run goes on from there.")] = Path(
-        "runs/watermark"
-    ),
+    out: Annotated[
+        Path, PATH, Parameter(help="Where to; a stopped run goes on from there.")
+    ] = Path("runs/watermark"),
     as_json: Json = False,
 ) -> None:
     """Mark pictures with random payloads, edit them, and read what is left.
@@ -170,7 +171,7 @@ def _checked(
     Raises:
         ValueError: there is none of them, or something has no such name; found out without torch.
     """
-    check_folder("out", str(out))
+    check_folder("out", out)
     asked = {"scheme": names.listed(schemes), "edit": names.listed(edits)}
     for kind, texts in asked.items():
         if not texts:
@@ -209,7 +210,7 @@ def erased(
     count: Annotated[int, WHOLE, Parameter(help="Pictures of each erased concept.")] = 60,
     strength: Annotated[float, Parameter(help="Of the erasure.")] = 1.0,
     out: Annotated[
-        Path | None, Parameter(help="Where to; `watermark` in the run's folder by default.")
+        Path | None, PATH, Parameter(help="Where to; `watermark` in the run's folder by default.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -247,7 +248,7 @@ def erased(
 @watermark.command
 def train(
     *,
-    out: Annotated[Path, Parameter(help="Where to; a stopped run goes on from there.")],
+    out: Annotated[Path, PATH, Parameter(help="Where to; a stopped run goes on from there.")],
     variant: Annotated[
         Literal["learned", "learned-vae"],
         Parameter(help="`learned-vae` has a model's autoencoder in the loop."),
@@ -264,7 +265,7 @@ def train(
 
     Example: `expunge watermark train --out runs/mark --variant learned`
     """
-    check_folder("out", str(out))
+    check_folder("out", out)
     check_number("bits", bits, 1, 1024)
     check_number("share", share, 1e-6, 1)
     import torch

@@ -9,7 +9,17 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from expunge.cli.app import WHOLE, Json, app, check_folder, check_number, percent, print_json, say
+from expunge.cli.app import (
+    PATH,
+    WHOLE,
+    Json,
+    app,
+    check_folder,
+    check_number,
+    percent,
+    print_json,
+    say,
+)
 from expunge.cli.source import USUAL_SOURCE, Source
 
 miniature = App(name="miniature", help="The bundled world and its models: train, show, check.")
@@ -19,7 +29,7 @@ app.command(miniature)
 @miniature.command(name="train")
 def miniature_train(
     *,
-    out: Annotated[Path, Parameter(help="Where to; a stopped run goes on from there.")],
+    out: Annotated[Path, PATH, Parameter(help="Where to; a stopped run goes on from there.")],
     model: Annotated[
         Literal["miniature-sd", "miniature-flux"],
         Parameter(help="`miniature-flux` takes over CLIP and autoencoder of `miniature-sd`."),
@@ -33,7 +43,7 @@ def miniature_train(
 
     Example: `expunge miniature train --out runs/miniature`
     """
-    check_folder("out", str(out))
+    check_folder("out", out)
     check_number("share", share, 1e-6, 1)
     from expunge.miniature import flux
     from expunge.miniature.train import Plans, train
@@ -49,7 +59,9 @@ def miniature_train(
 @miniature.command(name="show")
 def miniature_show(
     *,
-    out: Annotated[Path, Parameter(help="Folder for the sheets.")] = Path("runs/miniature-show"),
+    out: Annotated[Path, PATH, Parameter(help="Folder for the sheets.")] = Path(
+        "runs/miniature-show"
+    ),
     source: Source = USUAL_SOURCE,
     count: Annotated[int, WHOLE, Parameter(help="Pictures a sheet.")] = 60,
 ) -> None:
@@ -57,7 +69,7 @@ def miniature_show(
 
     Example: `expunge miniature show --out sheets`
     """
-    check_folder("out", str(out))
+    check_folder("out", out)
     check_number("count", count, 1, 10_000)
     source.profile()
     from expunge.miniature.show import show
@@ -72,7 +84,7 @@ def miniature_check(
     source: Source = USUAL_SOURCE,
     prompts: Annotated[int, WHOLE, Parameter(help="Distinct held-out prompts a domain.")] = 1000,
     judges: Annotated[
-        Path | None, Parameter(help="Folder of the judges; the bundled ones.")
+        Path | None, PATH, Parameter(help="Folder of the judges; the bundled ones.")
     ] = None,
     as_json: Json = False,
 ) -> None:
