@@ -16,7 +16,7 @@ from expunge.backbone.load import Offload, _offload, as_backbone
 from expunge.concept import Concept
 from expunge.eraser import ESD, UCE
 from expunge.erasure import Erasure
-from expunge.exports import export
+from expunge.formats import export
 
 CAT = Concept("cat", anchor="dog", templates=("a [photo|picture|drawing|view] of a {}",))
 CLOSED = UCE(prompts=4, preserved=6, tokens="suffix", to_anchor=True)
@@ -190,4 +190,4 @@ def test_unknown_ways_to_save_memory_are_refused(name: str, value: str) -> None:
 def test_a_quantised_model_is_not_merged(quantised: Backbone, tmp_path: Path) -> None:
     erasure = CLOSED.erase(quantised, [CAT])
     with pytest.raises(ValueError, match="cannot be built into a quantised model"):
-        export(erasure, tmp_path, "denoiser", quantised)
+        export(erasure, tmp_path, "components", quantised)

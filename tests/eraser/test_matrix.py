@@ -21,7 +21,7 @@ from expunge.eraser import ESD, TRACE, UCE
 from expunge.eraser.base import Eraser
 from expunge.eraser.finetune import FineTuner, Points
 from expunge.erasure import Erasure
-from expunge.exports import export
+from expunge.formats import export
 from expunge.prompts import split_of
 from expunge.run.fit import DivergedError
 from expunge.verification import verify
@@ -76,7 +76,7 @@ def architecture(
     return request.param, expunge.load(folder, device="cpu")
 
 
-FORMATS = ("diffusers", "kohya", "denoiser", "merged", "single")
+FORMATS = ("diffusers", "kohya", "components", "merged", "single")
 LACKING = {
     **{(name, "kohya"): "has no names for sd3" for name in ("sd3", "sd35")},
     **{
@@ -126,7 +126,7 @@ def test_exports_of_a_model_with_a_profile_are_verified(dtype: torch.dtype, tmp_
     cat = Concept("cat", anchor="dog", templates=("a [photo|picture|drawing|view] of a {}",))
     erasure = dataclasses.replace(ERASERS["trace"], trajectories=2).erase(pipe, [cat])  # type: ignore[call-arg]
     assert erasure.record["dtype"] == str(dtype).removeprefix("torch.")
-    for kind in ("diffusers", "kohya", "denoiser", "merged"):
+    for kind in ("diffusers", "kohya", "components", "merged"):
         report = verify(export(erasure, tmp_path / kind, kind, pipe), pipe)
         assert report["agree"], (kind, report)
 
