@@ -12,10 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from expunge import names
 from expunge.change import KINDS, Change
 from expunge.concept import Concept, slug
 from expunge.erasure import RECORD, SCHEMA, Erasure, Part
-from expunge.gates import gate_of
+from expunge.gate import Gate
 from expunge.run.files import write_atomically, write_text
 from expunge.text_edit import Request
 
@@ -204,6 +205,13 @@ def _load_part(path: Path, concept: Concept) -> Part:
             groups.setdefault((origin, kind, place), {})[name] = tensor
         for (origin, kind, place), group in groups.items():
             found[origin][place] = KINDS[kind].of_tensors(group)
-        return Part(concept, found["closed"], found["tuned"], gate_of(gate))
+        return Part(concept, found["closed"], found["tuned"], _gate_of(gate))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}; make the erasure again") from None
+
+
+def _gate_of(record: Mapping[str, Any] | None) -> Gate | None:
+    if record is None:
+        return None
+    kind: type[Gate] = names.find("gate", str(record["kind"]))
+    return kind.of_record(record)

@@ -28,6 +28,9 @@ ERASERS = {
     "speed": "expunge.eraser.speed:SPEED",
     "esd": "expunge.eraser.esd:ESD",
     "trace": "expunge.eraser.trace:TRACE",
+    "spm": "expunge.eraser.spm:SPM",
+    "receler": "expunge.eraser.receler:Receler",
+    "fade": "expunge.eraser.fade:FADE",
 }
 ATTACKS: dict[str, str] = {}
 GUARDS: dict[str, str] = {}
@@ -65,7 +68,9 @@ EDITS = {
     "guided": f"{_WATERMARK}.edit.guided:Guided",
 }
 PROTOCOLS: dict[str, str] = {}
-GATES: dict[str, str] = {}
+GATES = {
+    "prompt": "expunge.prompt_gate:PromptGate",
+}
 
 TABLES: Mapping[str, Mapping[str, str]] = {
     "eraser": ERASERS,

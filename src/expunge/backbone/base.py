@@ -16,7 +16,7 @@ from torch import Tensor
 from expunge import hooks
 from expunge.backbone.call import Call, Guard, Row
 from expunge.backbone.conditioning import Conditioning, Tokens
-from expunge.backbone.guidance import ClassifierFree, Embedded, Guidance, Plain
+from expunge.backbone.guidance import ClassifierFree, Embedded, Level, Plain
 from expunge.backbone.images import Pictures
 from expunge.backbone.layers import Layers
 from expunge.backbone.profile import Sampling
@@ -129,7 +129,7 @@ class Backbone(Text, Pictures, Layers):
 
     def guidance_for(
         self, conditioning: Conditioning, scale: float, negative: Conditioning | None = None
-    ) -> Guidance:
+    ) -> Plain | Embedded | ClassifierFree:
         """Guidance by a scale, in the way this model takes it.
 
         Args:
@@ -183,8 +183,8 @@ class Backbone(Text, Pictures, Layers):
     def log_snr(self, level: float) -> float:
         """Natural logarithm of signal power over noise power, the level architectures share."""
 
-    def move(self, latents: Tensor, prediction: Tensor, level: float, to: float) -> Tensor:
-        """Follow a prediction in a straight line from one noise level to another.
+    def move(self, latents: Tensor, prediction: Tensor, level: Level, to: Level) -> Tensor:
+        """Follow a prediction in a straight line from one noise level to another, each one or n.
 
         On ε- and v-models this is a DDIM step, on flows an Euler step; up or down.
         """

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from expunge.backbone.base import Backbone
 
 
+Level = Tensor | float
+"""One noise level for all latents, or n of them."""
+
+
 class Guidance(Protocol):
     """A guided prediction for n latents at one noise level, shaped like them."""
 
@@ -33,7 +37,7 @@ class Plain:
 
     conditioning: Conditioning
 
-    def __call__(self, backbone: Backbone, latents: Tensor, level: float) -> Tensor:
+    def __call__(self, backbone: Backbone, latents: Tensor, level: Level) -> Tensor:
         return backbone.predict(latents, level, self.conditioning, 1.0)
 
 
@@ -49,7 +53,7 @@ class Embedded:
     conditioning: Conditioning
     scale: float
 
-    def __call__(self, backbone: Backbone, latents: Tensor, level: float) -> Tensor:
+    def __call__(self, backbone: Backbone, latents: Tensor, level: Level) -> Tensor:
         return backbone.predict(latents, level, self.conditioning, self.scale)
 
 
@@ -61,14 +65,17 @@ class ClassifierFree:
         conditioning: of n prompts.
         scale: how far the prediction follows the prompt.
         negative: ∅, of one prompt or of n; None for what the model leads away from by itself.
+        detached: whether ε(∅) is kept out of any graph, as a call of its own.
     """
 
     conditioning: Conditioning
     scale: float
     negative: Conditioning | None = None
+    detached: bool = False
 
-    def __call__(self, backbone: Backbone, latents: Tensor, level: float) -> Tensor:
-        away, toward = _both(backbone, latents, level, self.conditioning, self.negative)
+    def __call__(self, backbone: Backbone, latents: Tensor, level: Level) -> Tensor:
+        both = _apart if self.detached else _both
+        away, toward = both(backbone, latents, level, self.conditioning, self.negative)
         return away + self.scale * (toward - away)
 
 
@@ -86,7 +93,7 @@ class Away:
     scale: float
     negative: Conditioning | None = None
 
-    def __call__(self, backbone: Backbone, latents: Tensor, level: float) -> Tensor:
+    def __call__(self, backbone: Backbone, latents: Tensor, level: Level) -> Tensor:
         empty, toward = _both(backbone, latents, level, self.conditioning, self.negative)
         return empty - self.scale * (toward - empty)
 
@@ -151,12 +158,13 @@ class Completion:
 def _both(
     backbone: Backbone,
     latents: Tensor,
-    level: float,
+    level: Level,
     conditioning: Conditioning,
     negative: Conditioning | None,
 ) -> tuple[Tensor, Tensor]:
     """Predictions for ∅ and for the prompt."""
     count = len(latents)
+    level = torch.cat([level, level]) if isinstance(level, Tensor) and level.ndim else level
     empty = backbone.unconditional() if negative is None else negative
     told = Conditioning.cat([_filled(empty, count), _filled(conditioning, count)])
     rows: list[Row] = ["negative"] * count
@@ -164,6 +172,22 @@ def _both(
     predicted = backbone.predict(torch.cat([latents, latents]), level, told, rows=rows)
     away, toward = predicted.chunk(2)
     return away, toward
+
+
+def _apart(
+    backbone: Backbone,
+    latents: Tensor,
+    level: Level,
+    conditioning: Conditioning,
+    negative: Conditioning | None,
+) -> tuple[Tensor, Tensor]:
+    """Predictions for ∅, without a graph, and for the prompt."""
+    count = len(latents)
+    empty = _filled(backbone.unconditional() if negative is None else negative, count)
+    with torch.no_grad():
+        away = backbone.predict(latents, level, empty, rows=["negative"] * count)
+    told = _filled(conditioning, count)
+    return away, backbone.predict(latents, level, told, rows=["positive"] * count)
 
 
 def _filled(conditioning: Conditioning, count: int) -> Conditioning:

@@ -8,9 +8,9 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from expunge.concept import Concept
+from expunge.concept import Concept, kept_prompts
 from expunge.eraser.base import Eraser, Result
 from expunge.lazy import torch
 from expunge.settings import Branch, check_choice, check_counts, check_numbers
@@ -57,11 +57,13 @@ class FineTuner(Eraser):
         rank: of the low-rank change of each layer.
         attention: which layers are changed: `cross`, `self` or `attention` (both), all of the
             `transformer` blocks, or `all` there are.
-        guidance_scale: of sampling runs that training looks at; None for 3 where guidance is
-            classifier-free, and for the model's own where it is not.
+        guidance_scale: of sampling runs that training looks at; None for `usual_guidance` where
+            guidance is classifier-free, and for the model's own where it is not.
         resolution: pixels along a side of what is drawn in them; None for the model's own.
         synonyms: whether the concept's synonyms are trained on as well.
     """
+
+    usual_guidance: ClassVar[float] = 3.0
 
     steps: int = 1000
     lr: float = 1e-4
@@ -111,11 +113,17 @@ class FineTuner(Eraser):
 
     # --- what the framework does
 
+    def others(self, concept: Concept, gone: Sequence[Concept], limit: int) -> list[str]:
+        """Prompts that shall go on as before, the empty one last; they name nothing that goes."""
+        kept = kept_prompts([concept], "train", limit - 1)
+        return [text for text in kept if not any(each.mentions(text) for each in gone)] + [""]
+
     def sampling(self, backbone: Backbone) -> Sampling:
         """How training draws."""
         usual, scale = backbone.profile.sampling, self.guidance_scale
         if scale is None:
-            scale = 3.0 if backbone.guidance == "classifier-free" else usual.guidance_scale
+            own = backbone.guidance != "classifier-free"
+            scale = usual.guidance_scale if own else self.usual_guidance
         usual = replace(usual, guidance_scale=scale)
         if self.resolution is None:
             return usual

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expunge.concept import Concept, kept_prompts
+from expunge.concept import Concept
 from expunge.eraser.finetune import FineTuner, Students
 from expunge.lazy import torch
 from expunge.run.objective import Loss, Objective, Step
@@ -65,9 +65,7 @@ class Matcher(FineTuner):
         """Other prompts, where the student shall go on as before; they name nothing that goes."""
         from expunge.eraser.points import Points, predictions, walk
 
-        kept = kept_prompts([concept], "train", self.trajectories - 1)
-        prompts = [text for text in kept if not any(each.mentions(text) for each in gone)]
-        prompts.append("")
+        prompts = self.others(concept, gone, self.trajectories)
         seen = walk(backbone, prompts, self.sampling(backbone), seed=self.seed * 1000 + 1)
         told = seen.told(prompts)
         targets = predictions(backbone, seen.latents, seen.levels, told)

@@ -59,6 +59,11 @@ class Walk:
         low = self.levels <= level
         return Walk(self.latents[low], self.levels[low], self.owners[low])
 
+    def above(self, level: float) -> Walk:
+        """Those at a noise level or over it."""
+        high = self.levels >= level
+        return Walk(self.latents[high], self.levels[high], self.owners[high])
+
     def told(self, prompts: Sequence[str]) -> list[str]:
         """For every latent the prompt of its run."""
         return [prompts[i] for i in self.owners.tolist()]
