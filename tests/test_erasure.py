@@ -19,6 +19,7 @@ from expunge.backbone.base import Backbone
 from expunge.closed_form import Moments, Targets, solve
 from expunge.concept import Concept, slug
 from expunge.erasure import Erasure
+from expunge.formats import export
 from expunge.verification import verify
 
 
@@ -135,7 +136,7 @@ def test_kohya_files_come_back_as_the_same_weights(pipe: Any, erasure: Erasure, 
         assert torch.allclose(layers[name].get_delta_weight(adapter).double(), delta, atol=1e-6)
 
 
-@pytest.mark.parametrize("format_", ["diffusers", "kohya", "merged", "denoiser", "single"])
+@pytest.mark.parametrize("format_", ["diffusers", "kohya", "merged", "components", "single"])
 def test_verify_agrees_with_every_export(
     format_: Any, pipe: Any, erasure: Erasure, tmp_path: Path
 ) -> None:

@@ -177,7 +177,7 @@ def test_exports_of_a_model_with_a_profile_are_verified(dtype: torch.dtype, tmp_
     erasure = dataclasses.replace(ERASERS["trace"], trajectories=2).erase(pipe, [SMALL])  # type: ignore[call-arg]
     assert erasure.record["dtype"] == str(dtype).removeprefix("torch.")
     for kind in ("diffusers", "components", "merged"):
-        report = verify(export(erasure, tmp_path / kind, kind, pipe=pipe), pipe)
+        report = verify(export(erasure, tmp_path / kind, kind, pipe), pipe)
         assert report["agree"], (kind, report)
 
 

@@ -1,8 +1,8 @@
 """How other programs find the layer that a LoRA's key means: their rules, written anew.
 
-None of these programs runs here; their loaders were read. Each function takes a key without its last part
-(`.lora_down.weight`, `.diff`) and says which layer of the model its loader would change: a place,
-or None where the loader would leave the key out. Layers are named as diffusers names them.
+None of these programs runs here; their loaders were read. Each function takes a key without its
+last part (`.lora_down.weight`, `.diff`) and says which layer of the model its loader would change:
+a place, or None where the loader would leave the key out. Layers are named as diffusers names them.
 """
 
 from __future__ import annotations
