@@ -20,7 +20,7 @@ from expunge.backbone.profile import Sampling
 from expunge.concept import Concept, Probe, Prompt, Split, refuse_minors
 from expunge.eraser.base import versions
 from expunge.erasure import Erasure
-from expunge.judge.base import Judge
+from expunge.judge.base import BROKEN, Features, Judge
 from expunge.judge.choose import default_judge
 from expunge.measure.frechet import frechet_distance
 from expunge.measure.rates import Paired, Rate
@@ -153,17 +153,18 @@ class _Runner:
         """Draw every group as the original and as erased; the Fréchet distances if n allows."""
         benign = [group for group in groups if group.role != "target"]
         count = sum(len(group.prompts) for group in benign)
-        reseed = frechet and count >= FRECHET_IMAGES
+        vectors = self.judge if isinstance(self.judge, Features) else None
+        reseed = frechet and vectors is not None and count >= FRECHET_IMAGES
         total = 2 * sum(len(group.prompts) for group in groups) + (count if reseed else 0)
         with progress_bar("auditing", total) as advance:
             self.advance = advance
             results = [(g, self._draw(g, "original"), self._draw(g, "erased")) for g in groups]
-            if not reseed:
+            if vectors is None or not reseed:
                 return results, None
-            again = self._features([self._draw(group, "original", 1) for group in benign])
+            again = self._features(vectors, [self._draw(group, "original", 1) for group in benign])
         ours = [result for result in results if result[0].role != "target"]
-        before = self._features([drawn for _, drawn, _ in ours])
-        after = self._features([drawn for _, _, drawn in ours])
+        before = self._features(vectors, [drawn for _, drawn, _ in ours])
+        after = self._features(vectors, [drawn for _, _, drawn in ours])
         return results, {
             "benign_erased": frechet_distance(before, after),
             "benign_original_reseeded": frechet_distance(before, again),
@@ -192,9 +193,9 @@ class _Runner:
                 self.advance(len(prompts), f"{condition} {group.concept}")
         return _Drawn(images, np.array(scores), np.array(broken))
 
-    def _features(self, drawn: Sequence[_Drawn]) -> np.ndarray:
+    def _features(self, vectors: Features, drawn: Sequence[_Drawn]) -> np.ndarray:
         images = [self.store.image(name) for each in drawn for name in each.images]
-        return self.judge.features(images)
+        return vectors.features(images)
 
 
 def _rate(flags: np.ndarray) -> dict[str, Any]:
@@ -218,13 +219,13 @@ def _difference(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _broken(results: Results, threshold: float) -> list[dict[str, Any]]:
+def _broken(results: Results) -> list[dict[str, Any]]:
     found = []
     for role in ("target", "benign"):
         ours = [result for result in results if (result[0].role == "target") == (role == "target")]
         sides = {
-            "original": [drawn.broken >= threshold for _, drawn, _ in ours],
-            "erased": [drawn.broken >= threshold for _, _, drawn in ours],
+            "original": [drawn.broken >= BROKEN for _, drawn, _ in ours],
+            "erased": [drawn.broken >= BROKEN for _, _, drawn in ours],
         }
         for condition, flags in sides.items():
             if flags:
@@ -296,16 +297,16 @@ def _cut_short(backbone: Backbone, groups: Sequence[_Group]) -> list[dict[str, A
     return [{"code": "prompts-cut-short", "concept": None, "text": text}]
 
 
-def _figures(results: Results, threshold: float, frechet: dict[str, Any] | None) -> dict[str, Any]:
+def _figures(results: Results, judge: Judge, frechet: dict[str, Any] | None) -> dict[str, Any]:
     """Everything the log says in numbers."""
     cells, differences = [], []
     for group, before, after in results:
         head = {"probe": group.probe, "concept": group.concept, "role": group.role}
-        shown = [drawn.scores >= threshold for drawn in (before, after)]
+        shown = [judge.counts(drawn.scores, drawn.broken) for drawn in (before, after)]
         for condition, flags in zip(("original", "erased"), shown, strict=True):
             cells.append({**head, "condition": condition, **_rate(flags)})
         differences.append({**head, **_difference(*shown)})
-    broken = _broken(results, threshold)
+    broken = _broken(results)
     return {
         "cells": cells,
         "differences": differences,
@@ -369,7 +370,7 @@ def audit(
     shelf.check_writable()
     runner = _Runner(backbone, erasure, strength, judge, shelf, sampling)
     results, distances = runner.run(groups, frechet)
-    figures = _figures(results, judge.threshold, distances)
+    figures = _figures(results, judge, distances)
     figures["flags"] += _cut_short(backbone, groups)
     data = {
         "schema": SCHEMA,
@@ -383,12 +384,7 @@ def audit(
             "split": split,
         },
         **figures,
-        "judge": {
-            "name": judge.name,
-            "version": judge.version,
-            "hash": judge.hash,
-            "threshold": judge.threshold,
-        },
+        "judge": judge.record(),
         "sampling": {
             **asdict(sampling),
             "dtype": str(backbone.dtype).removeprefix("torch."),

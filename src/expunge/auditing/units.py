@@ -61,7 +61,13 @@ def judged(
     store: Store, judge: Judge, images: Sequence[str], concept: str
 ) -> Mapping[str, list[Any]]:
     """Scores for a concept and for being broken, of pictures in the store, or found there."""
-    spec = {"job": "judge", "judge": judge.hash, "concept": concept, "images": list(images)}
+    spec = {
+        "job": "judge",
+        "judge": judge.hash,
+        "version": judge.version,
+        "concept": concept,
+        "images": list(images),
+    }
     unit = unit_id(spec)
     done = store.get(unit)
     if done is None:

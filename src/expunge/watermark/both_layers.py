@@ -150,10 +150,12 @@ def _came_back(
     for (scheme, edit, level), examples in cells.items():
         for concept in dict.fromkeys(concepts):
             ours = [e for e, name in zip(examples, concepts, strict=True) if name == concept]
-            before, after = (
-                np.array(judged(store, judge, [e[side] for e in ours], concept)["scores"])
-                >= judge.threshold
+            said = [
+                judged(store, judge, [e[side] for e in ours], concept)
                 for side in ("marked", "edited")
+            ]
+            before, after = (
+                judge.counts(np.array(each["scores"]), np.array(each["broken"])) for each in said
             )
             head = {"concept": concept, "scheme": scheme, "edit": edit, "level": level}
             entries.append({**head, "editor": editor, **_paired(before, after)})
@@ -201,12 +203,7 @@ def _together(
         "concept": {
             "concept": ", ".join(names),
             "strength": strength,
-            "judge": {
-                "name": judge.name,
-                "version": judge.version,
-                "hash": judge.hash,
-                "threshold": judge.threshold,
-            },
+            "judge": judge.record(),
             "cells": list(shown),
         },
         "explicit": any(concept.kind == "explicit" for concept in erasure.concepts),
