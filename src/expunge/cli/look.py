@@ -43,6 +43,8 @@ def draw(
     loaded = Erasure.load(erasure) if erasure else None
     named = model or (loaded.record["model"] if loaded else "miniature-sd")
     backbone = backbone_of(named)
+    for text, (count, limit) in backbone.cut_short(prompts).items():
+        say(f"the text encoder reads {limit} of the {count} tokens of {text!r}; the rest is lost")
     rows = []
     for text in prompts:
         numbers = [Prompt(text, "").seed(index) for index in range(seeds)]
