@@ -90,7 +90,8 @@ def _read_folder(path: Path, before: Backbone, components: Sequence[str]) -> Any
 
 
 def _read_single(path: Path, before: Backbone) -> Any:
-    config = BUNDLED.get(before.name_or_path, before.name_or_path)
+    model = before.name_or_path
+    config = before.source.get("config") or BUNDLED.get(model, model)
     if not config:
         raise ValueError(
             f"{path.name} is a whole checkpoint: its base model must come from a folder or hub id, "
