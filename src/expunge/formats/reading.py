@@ -160,6 +160,13 @@ class Weight:
         deltas = [self.layer.get_delta_weight(name).detach().cpu().double() for name in active]
         return torch.stack(deltas).sum(0) if deltas else None
 
+    def rounding(self) -> float:
+        """Norm that rounding to the weight's own type may add to a change built into it."""
+        if self.layer is not None:
+            return 0.0
+        step = torch.finfo(self.tensor.dtype).eps if self.tensor.is_floating_point() else 0.0
+        return float(self.tensor.detach().double().norm()) * step / 12**0.5
+
 
 def weights_of(backbone: Backbone) -> dict[str, Weight]:
     """Every parameter of a pipeline's networks by its place, under clean names."""
