@@ -13,12 +13,13 @@ import torch
 
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
-from expunge.erasure import RECORD, refuse_applied
+from expunge.erasure import refuse_applied
 from expunge.fingerprint import projections, signatures
-from expunge.folder import ADAPTERS, read_json, read_safetensors
+from expunge.folder import ADAPTERS, read_safetensors
 from expunge.formats import DEFAULT
 from expunge.formats.naming import CUT, HEADER
 from expunge.formats.reading import NotReadError, difference, read, refuse_unread, weights_of
+from expunge.record import RECORD, read_json
 
 __all__ = ["NotReadError", "recorded", "verify"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from expunge.auditing.text import Sizes, plan
 
 import expunge
 from expunge.auditing import Log
-from expunge.auditing.text import Sizes, plan
 from expunge.backbone.base import Backbone
 from expunge.backbone.profile import Sampling
 from expunge.concept import Concept

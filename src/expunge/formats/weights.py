@@ -18,12 +18,13 @@ from expunge.adapter import find_layers, weight_of
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.change import summed
-from expunge.erasure import RECORD, Erasure
+from expunge.erasure import Erasure
 from expunge.folder import prepare
 from expunge.formats.card import write_card
 from expunge.formats.naming import header, implementation, told
 from expunge.formats.ranks import refuse_unweighted
 from expunge.layouts import single_file_tensors
+from expunge.record import RECORD
 from expunge.run.files import write_atomically, write_text
 
 SINGLE = "model.safetensors"
