@@ -36,7 +36,9 @@ ERASERS = {
 ATTACKS = {
     "plain": "expunge.attack.plain:Plain",
 }
-GUARDS: dict[str, str] = {}
+GUARDS = {
+    "irece": "expunge.guard.irece:IRECE",
+}
 JUDGES: dict[str, str] = {
     "clip": "expunge.judge.clip:CLIPJudge",
 }
