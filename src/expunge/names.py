@@ -38,6 +38,8 @@ ATTACKS = {
 }
 GUARDS: dict[str, str] = {}
 JUDGES: dict[str, str] = {
+    "miniature-conv": "expunge.judge.miniature:conv",
+    "miniature-patch": "expunge.judge.miniature:patch",
     "clip": "expunge.judge.clip:CLIPJudge",
 }
 SCHEMES = {

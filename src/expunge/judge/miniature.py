@@ -200,3 +200,13 @@ class MiniatureJudge(Judge, Features):
 def _starts(count: int) -> range:
     """Where batches begin; an empty list of pictures is one empty batch."""
     return range(0, max(count, 1), BATCH)
+
+
+def conv(folder: Path | None = None) -> MiniatureJudge:
+    """The residual network; see `MiniatureJudge.load`."""
+    return MiniatureJudge.load("conv", folder)
+
+
+def patch(folder: Path | None = None) -> MiniatureJudge:
+    """The perceptrons on patches; see `MiniatureJudge.load`."""
+    return MiniatureJudge.load("patch", folder)
