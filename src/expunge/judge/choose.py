@@ -16,7 +16,8 @@ SECOND = {"miniature-conv": "miniature-patch", "miniature-patch": "miniature-con
 def judge(text: str) -> Judge:
     """The judge that `name[:setting=value,…]` names.
 
-    `miniature-conv`, or `clip:labels=Claude Monet|Van Gogh,template=a painting by {}`.
+    `miniature-conv`, or `clip:labels=Claude Monet|Van Gogh,template=a painting by {}`. A comma ends
+    a value only where a setting's name and an equals sign follow, so captions may hold commas.
 
     Raises:
         ValueError: an unknown name or setting, or the judge cannot be made.
@@ -27,18 +28,20 @@ def judge(text: str) -> Judge:
 
 
 def from_record(record: Mapping[str, Any]) -> Judge:
-    """The judge of a log, made again from what `Judge.record` said.
+    """The judge of a log, made again from what [`Judge.record`][expunge.judge.base.Judge] said.
 
     Raises:
         ValueError: it cannot be made, or what was made is not the judge that was recorded.
     """
-    maker = names.find("judge", str(record["name"]).partition(":")[0])
-    settings, known = dict(record["settings"]), names.settings(maker)
-    strange = [key for key in settings if key not in known]
+    name, settings = str(record["name"]).partition(":")[0], dict(record["settings"])
+    kind = names.find("judge", name)
+    strange = [key for key in settings if key not in names.settings(kind)]
     if strange:
-        raise names.unknown("setting of a judge", strange[0], known)
-    made = maker(**settings)
-    assert isinstance(made, Judge)
+        known = ", ".join(names.settings(kind))
+        raise ValueError(
+            f"the record of the judge {name} has a setting {strange[0]!r}, expected one of {known}"
+        )
+    made: Judge = kind(**settings)
     for what in ("version", "hash"):
         if getattr(made, what) != record[what]:
             raise ValueError(

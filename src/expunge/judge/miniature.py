@@ -202,11 +202,19 @@ def _starts(count: int) -> range:
     return range(0, max(count, 1), BATCH)
 
 
-def conv(folder: Path | None = None) -> MiniatureJudge:
-    """The residual network; see `MiniatureJudge.load`."""
-    return MiniatureJudge.load("conv", folder)
+def conv(folder: str | Path | None = None) -> MiniatureJudge:
+    """The miniature's judge that sees whole pictures, by convolutions.
+
+    Args:
+        folder: of its weights, None for the bundled ones.
+    """
+    return MiniatureJudge.load("conv", None if folder is None else Path(folder))
 
 
-def patch(folder: Path | None = None) -> MiniatureJudge:
-    """The perceptrons on patches; see `MiniatureJudge.load`."""
-    return MiniatureJudge.load("patch", folder)
+def patch(folder: str | Path | None = None) -> MiniatureJudge:
+    """The miniature's second judge, of another make: it reads patches.
+
+    Args:
+        folder: of its weights, None for the bundled ones.
+    """
+    return MiniatureJudge.load("patch", None if folder is None else Path(folder))
