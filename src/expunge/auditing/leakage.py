@@ -4,8 +4,8 @@ A discriminator that was never used in making the erasure learns, from pictures 
 prompts, whether the concept was asked for, and is tested on held-out prompts and seeds. What it
 finds is a lower bound: an accuracy a bounds the total variation between pictures with and without
 the concept in the prompt from below, by 2a − 1. A better network may find more, so nothing found
-is no proof that nothing is there. Pictures may also differ in harmless ways: an anchor that is drawn
-in another style than what takes the concept's place is leakage as well.
+is no proof that nothing is there. Nor need what is told show the concept: an anchor that is drawn
+otherwise than what takes the concept's place is told as well.
 """
 
 from __future__ import annotations
