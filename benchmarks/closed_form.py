@@ -2,10 +2,10 @@
 
     python benchmarks/closed_form.py [--models sd15 sdxl flux] [--json]
 
-At the published models' shapes, with random weights and a text encoder of two layers, UCE's solve is
-held against one dense inverse a layer in float32 and sums in a Python loop over concepts, as
-published code does. Both encode their texts; what is drawn afterwards (the fingerprint) is left out.
-Each measurement runs in a process of its own; ratios are what counts.
+At the published models' shapes, with random weights and a text encoder of two layers, UCE's solve
+is held against one dense inverse a layer in float32 and sums in a Python loop over concepts, as
+published code does. Both encode their texts; what is drawn afterwards (the fingerprint) is left
+out. Each measurement runs in a process of its own; ratios are what counts.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from expunge import UCE
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import BUNDLED
 from expunge.closed_form import Ridge, Rows, on_layers
 from expunge.concept import Concept
-from expunge.eraser import UCE
 from expunge.erasure import Erasure
 
 SIZES = ((1, 1), (10, 1), (100, 1), (1, 24), (10, 24), (100, 24))
 """Concepts, and embeddings a concept."""
 REPEATS = 3
 WIDE = {"sdxl": (2048, [640] * 20 + [1280] * 120), "flux": (4096, [3072])}
-"""Width of the text states and of the layers that read them, where a whole pipeline is too large."""
+"""Width of text states and of the layers that read them, where a pipeline is too large."""
 WORDS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def sd15() -> StableDiffusionPipeline:
-    """Stable Diffusion 1.5's UNet at full size with random layers that read text; the rest empty."""
+    """Stable Diffusion 1.5's UNet at full size, random where it reads text and empty elsewhere."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(
             sample_size=64,
@@ -81,6 +81,12 @@ def texts(name: str, embeddings: int) -> list[str]:
     )
 
 
+def _ids(pipe: StableDiffusionPipeline, prompts: list[str]) -> Any:
+    return pipe.tokenizer(
+        prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    )
+
+
 def textbook(pipe: StableDiffusionPipeline, count: int, embeddings: int, out: Path) -> None:
     """One dense inverse a layer, in float32; what changed is saved whole."""
     layers = [
@@ -90,16 +96,14 @@ def textbook(pipe: StableDiffusionPipeline, count: int, embeddings: int, out: Pa
     ]
     sources, guides = [], []
     with torch.no_grad():
+        empty = pipe.text_encoder(_ids(pipe, [""]).input_ids)[0][0, 0]
         for name in names(count):
             prompts = texts(name, embeddings)
-            ids = pipe.tokenizer(
-                [*prompts, ""], padding="max_length", max_length=77, truncation=True,
-                return_tensors="pt",
-            )  # fmt: skip
+            ids = _ids(pipe, prompts)
             states = pipe.text_encoder(ids.input_ids)[0]
             last = ids.attention_mask.sum(1) - 2
-            sources.append(states[torch.arange(len(prompts)), last[:-1]].T)
-            guides.append(states[-1:, 0].T.expand(-1, len(prompts)))
+            sources.append(states[torch.arange(len(prompts)), last].T)
+            guides.append(empty[:, None].expand(-1, len(prompts)))
         changed = {}
         for name, layer in layers:
             weight = layer.weight

@@ -33,13 +33,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from expunge import ESD
 from expunge.adapter import Adapter, LowRank
 from expunge.backbone.base import Backbone
 from expunge.backbone.conditioning import Conditioning
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import BUNDLED
 from expunge.concept import Concept
-from expunge.eraser import ESD
 from expunge.eraser.finetune import Points
 
 RANK = 4
@@ -437,7 +437,7 @@ def measured(name: str, second_copy: bool) -> dict[str, Any]:
         eraser.erase(backbone, [concept])
         del copied
     latent = backbone.initial_noise([0], few)
-    text = backbone.encode_prompts(list(backbone._cache)).prompt_embeds
+    text = backbone.encode_prompts([text for _, text in backbone._cache]).prompt_embeds
     found["data"] = 4 * eraser.trajectories * 4 * size([latent]) + size([text])
     expected = sum(found.values())
     sizes = {"denoiser": size(tensors(backbone.denoiser)), **found, "expected": expected}

@@ -10,10 +10,10 @@ import torch
 from hypothesis import settings
 
 import expunge
+from expunge import UCE
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.concept import Concept
-from expunge.eraser import UCE
 from expunge.erasure import Erasure
 
 settings.register_profile("calm", deadline=None)
@@ -47,7 +47,9 @@ def cat(backbone: Backbone) -> Concept:
 
 @pytest.fixture
 def erasure(backbone: Backbone, cat: Concept) -> Erasure:
-    return UCE(prompts=5, preserved=10, tokens="suffix", to_anchor=True).erase(backbone, [cat])
+    return UCE(prompts=5, preserved=10, tokens="suffix", to_anchor=True, ridge=0.1).erase(
+        backbone, [cat]
+    )
 
 
 @pytest.fixture

@@ -13,12 +13,11 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from peft import LoraConfig
 
 import expunge
-from expunge import hooks
+from expunge import UCE, hooks
 from expunge.adapter import Adapter, applied_to
 from expunge.backbone.load import as_backbone
 from expunge.change import Bottleneck, Dense, LowRank
 from expunge.concept import Concept
-from expunge.eraser import UCE
 from expunge.erasure import Erasure
 from expunge.hooks import NotFeltError
 

@@ -244,6 +244,20 @@ def find_layers(networks: Mapping[str, nn.Module], places: Iterable[str]) -> dic
     return found
 
 
+def find_weights(networks: Mapping[str, nn.Module], places: Iterable[str]) -> dict[str, nn.Module]:
+    """Layers with a weight at some places, or inside of what lies there.
+
+    Raises:
+        ValueError: the pipeline lacks a component, or a network a layer.
+    """
+    return {
+        f"{place}.{name}" if name else place: layer
+        for place, module in find_layers(networks, places).items()
+        for name, layer in hooks.layers(module).items()
+        if isinstance(getattr(layer, "weight", None), Tensor)
+    }
+
+
 def check_layer(place: str, module: nn.Module, change: Change) -> None:
     """Refuse a change made for another architecture.
 

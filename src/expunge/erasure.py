@@ -15,17 +15,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from expunge import hooks
-from expunge.adapter import Adapter, applied_to, check_layer, find_layers
+from expunge.adapter import Adapter, applied_to, check_layer, find_layers, find_weights
 from expunge.backbone.base import Backbone
 from expunge.backbone.identity import SAME_WEIGHTS, sketch, sketch_distance
 from expunge.backbone.load import as_backbone
 from expunge.change import Change, Changes, together
 from expunge.concept import Concept
 from expunge.gate import Gate
+from expunge.record import SCHEMA
+from expunge.settings import MOST_STRENGTH
 from expunge.text_edit import Request, solve
-
-SCHEMA = "expunge.erasure/2"
-RECORD = "erasure.json"
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ class Erasure:
         made = self.record.get("sketch")
         if not made:
             return
-        distance = sketch_distance(made, sketch(find_layers(backbone.networks, self.layers)))
+        distance = sketch_distance(made, sketch(find_weights(backbone.networks, self.layers)))
         if distance > SAME_WEIGHTS:
             raise ValueError(
                 f"made for other weights: the changed layers of {backbone.name} differ by "
@@ -325,10 +324,6 @@ class Erasure:
         from expunge.folder import load
 
         return load(Path(folder))
-
-
-MOST_STRENGTH = 100.0
-"""Beyond it numbers overflow in half precision."""
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expunge.adapter import find_layers
+from expunge.adapter import find_weights
 from expunge.backbone.base import Backbone
 from expunge.backbone.identity import sketch
 from expunge.backbone.profile import BUNDLED
@@ -51,7 +51,7 @@ def describe(backbone: Backbone, erasure: Erasure) -> Erasure:
             "denoiser": backbone.denoiser_name,
             "prediction": backbone.prediction,
             "loras": backbone.loras,
-            "sketch": sketch(find_layers(backbone.networks, erasure.layers)),
+            "sketch": sketch(find_weights(backbone.networks, erasure.layers)),
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "versions": versions(),
         }

@@ -12,11 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from expunge import names
 from expunge.change import KINDS, Change
 from expunge.concept import Concept, slug
-from expunge.erasure import RECORD, SCHEMA, Erasure, Part
-from expunge.gates import gate_of
-from expunge.run.files import write_atomically, write_text
+from expunge.erasure import Erasure, Part
+from expunge.gate import Gate
+from expunge.record import RECORD, occupied, read_record
+from expunge.run.files import check_file, write_atomically, write_text
 from expunge.text_edit import Request
 
 ADAPTERS = "adapters"
@@ -33,7 +35,6 @@ BELONGINGS = (
     "single",
 )
 """Files and folders in an erasure's folder that speak of it; all its `.safetensors` do as well."""
-PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
 def save(erasure: Erasure, folder: Path, *, force: bool) -> Path:
@@ -74,10 +75,7 @@ def prepare(folder: Path, wanted: str | None, *, force: bool) -> None:
     if wanted is not None and read_record(folder).get("id") == wanted:
         return
     if not force:
-        raise ValueError(
-            f"{folder} holds another erasure, with its audit and exports; choose another folder, "
-            "or say force (--force) to clear what belongs to it"
-        )
+        raise occupied(folder)
     clear(folder)
 
 
@@ -109,54 +107,13 @@ def load(folder: Path) -> Erasure:
     return erasure
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The record in a folder.
-
-    Raises:
-        ValueError: there is none, it is damaged, or from a newer schema.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        raise ValueError(
-            f"no erasure in {folder}: {RECORD} is missing; make one with expunge erase"
-        )
-    record = read_json(path)
-    schema = str(record.get("schema"))
-    if schema != SCHEMA:
-        raise ValueError(
-            f"{path} has schema {schema[:80]!r}, this Expunge reads {SCHEMA!r}; "
-            "upgrade Expunge, or make the erasure again"
-        )
-    return record
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object.
-
-    Raises:
-        ValueError: it does not.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path} is damaged: not valid JSON; make it again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object; make it again")
-    return found
-
-
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a file.
 
     Raises:
         ValueError: the file is no safetensors, or is cut short.
     """
-    if path.suffix in PICKLES:
-        raise ValueError(f"{path.name} is a pickle, which can run code; only safetensors are read")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name the .safetensors file in it")
-    if not path.is_file():
-        raise ValueError(f"no such file: {path}")
+    check_file(path)
     try:
         with safe_open(path, "pt") as handle:
             header = handle.metadata() or {}
@@ -204,6 +161,13 @@ def _load_part(path: Path, concept: Concept) -> Part:
             groups.setdefault((origin, kind, place), {})[name] = tensor
         for (origin, kind, place), group in groups.items():
             found[origin][place] = KINDS[kind].of_tensors(group)
-        return Part(concept, found["closed"], found["tuned"], gate_of(gate))
+        return Part(concept, found["closed"], found["tuned"], _gate_of(gate))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}; make the erasure again") from None
+
+
+def _gate_of(record: Mapping[str, Any] | None) -> Gate | None:
+    if record is None:
+        return None
+    kind: type[Gate] = names.find("gate", str(record["kind"]))
+    return kind.of_record(record)

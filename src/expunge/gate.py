@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -39,4 +39,9 @@ class Gate(ABC):
 
     @abstractmethod
     def record(self) -> dict[str, Any]:
-        """All that makes this gate again, of JSON values."""
+        """All that makes this gate again, of JSON values; its `kind` among them."""
+
+    @classmethod
+    @abstractmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Self:
+        """The gate that `record` described."""

@@ -7,6 +7,7 @@ what it names before it is asked for.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import importlib
@@ -28,9 +29,13 @@ ERASERS = {
     "speed": "expunge.eraser.speed:SPEED",
     "esd": "expunge.eraser.esd:ESD",
     "trace": "expunge.eraser.trace:TRACE",
+    "spm": "expunge.eraser.spm:SPM",
+    "receler": "expunge.eraser.receler:Receler",
     "fade": "expunge.eraser.fade:FADE",
 }
-ATTACKS: dict[str, str] = {}
+ATTACKS = {
+    "plain": "expunge.attack.plain:Plain",
+}
 GUARDS: dict[str, str] = {}
 JUDGES: dict[str, str] = {
     "clip": "expunge.judge.clip:CLIPJudge",
@@ -66,7 +71,9 @@ EDITS = {
     "guided": f"{_WATERMARK}.edit.guided:Guided",
 }
 PROTOCOLS: dict[str, str] = {}
-GATES: dict[str, str] = {}
+GATES = {
+    "prompt": "expunge.prompt_gate:PromptGate",
+}
 
 TABLES: Mapping[str, Mapping[str, str]] = {
     "eraser": ERASERS,
@@ -96,17 +103,29 @@ def unknown(what: str, name: str, known: Sequence[str] | Mapping[str, Any]) -> V
     return ValueError(f"no {what} {shown(name)}, expected one of {', '.join(known)}{hint}")
 
 
+def check(kind: str, text: str) -> None:
+    """Refuse a name that nothing has, without importing anything.
+
+    Args:
+        kind: of thing.
+        text: a name, perhaps with settings.
+
+    Raises:
+        ValueError: there is no such thing.
+    """
+    name = text.strip().partition(":")[0].strip()
+    if name.lower() not in TABLES[kind]:
+        raise unknown(kind, name, TABLES[kind])
+
+
 def find(kind: str, name: str) -> Any:
     """The class, or the function that makes one, of that name; capitals do not matter.
 
     Raises:
         ValueError: there is none.
     """
-    table = TABLES[kind]
-    home = table.get(name.strip().lower())
-    if home is None:
-        raise unknown(kind, name, table)
-    module, _, attribute = home.partition(":")
+    check(kind, name)
+    module, _, attribute = TABLES[kind][name.strip().lower()].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
@@ -119,16 +138,24 @@ def make(kind: str, text: str) -> Any:
     Raises:
         ValueError: an unknown name or setting, or a value of another type or out of range.
     """
-    name, _, rest = text.strip().partition(":")
-    name = name.strip().lower()
-    made = find(kind, name)
-    what = f"the {kind} {name}"
-    values = _values(what, settings(made), rest)
+    made, values = parsed(kind, text)
     lacking = [n for n, (_, free) in settings(made).items() if not (free or n in values)]
     if lacking:
+        name = text.strip().partition(":")[0]
         example = ",".join(f"{each}=…" for each in lacking)
-        raise ValueError(f"{what} needs {', '.join(lacking)}: say {name}:{example}")
+        raise ValueError(f"the {kind} {name} needs {', '.join(lacking)}: say {name}:{example}")
     return made(**values)
+
+
+def parsed(kind: str, text: str) -> tuple[Any, dict[str, Any]]:
+    """The class or function that `name[:setting=value,…]` names, and the settings it is given.
+
+    Raises:
+        ValueError: an unknown name or setting, or a value of another type.
+    """
+    name, _, rest = text.strip().partition(":")
+    made = find(kind, name)
+    return made, _values(f"the {kind} {name.strip().lower()}", settings(made), rest)
 
 
 def listed(texts: Sequence[str]) -> list[str]:
@@ -150,6 +177,18 @@ def settings(made: Any) -> dict[str, tuple[Any, bool]]:
     return {
         each.name: (hints.get(each.name, str), each.default is not each.empty) for each in found
     }
+
+
+def described(kind: str, name: str) -> dict[str, str]:
+    """What docstrings say of it (`text`) and of its `source`, read without importing anything."""
+    module, _, attribute = TABLES[kind][name].partition(":")
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    made = next(n for n in tree.body if getattr(n, "name", None) == attribute)
+    assert isinstance(made, (ast.ClassDef, ast.FunctionDef))
+    texts = {"text": ast.get_docstring(made), "source": ast.get_docstring(tree)}
+    first = {key: (text or "").partition("\n\n")[0] for key, text in texts.items()}
+    return {key: " ".join(text.split()) for key, text in first.items()}
 
 
 def _values(what: str, known: Mapping[str, tuple[Any, bool]], rest: str) -> dict[str, Any]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from expunge.backbone.base import Backbone
-from expunge.concept import Kind
+from expunge.concept import Concept, Kind
+
+if TYPE_CHECKING:
+    from expunge.eraser.base import Eraser
+    from expunge.erasure import Erasure
 
 Options = dict[str, Any]
 
@@ -42,7 +48,58 @@ _KINDS: dict[tuple[str, str, Kind], Options] = {
 """What differs from a preset for one kind of concept."""
 
 
-def preset(backbone: Backbone, method: str, kind: Kind) -> Options:
-    """Hyperparameters for a model, a method and a kind; the paper's own where none were tuned."""
-    family = backbone.profile.preset or backbone.architecture
-    return PRESETS.get((family, method), {}) | _KINDS.get((family, method, kind), {})
+def preset(family: str, method: str, kinds: Collection[Kind]) -> tuple[Options, str | None]:
+    """What was tuned for a model, a method and what goes, and what it is called in records.
+
+    Nothing is tuned for a model that no preset knows: the method's own defaults stand then. Where
+    concepts of several kinds go together, what is particular to one kind is left out.
+
+    Args:
+        family: `preset` of the model's profile, or its architecture.
+        method: an eraser's name, such as `TRACE`.
+        kinds: of the concepts.
+
+    Returns:
+        Hyperparameters that differ from the method's defaults; and a name, None for no preset.
+    """
+    options = PRESETS.get((family, method))
+    if options is None:
+        return {}, None
+    kind = next(iter(kinds)) if len(set(kinds)) == 1 else None
+    changes = _KINDS.get((family, method, kind)) if kind else None
+    name = f"{method} on {family}"
+    return (options, name) if changes is None else (options | changes, f"{name}, {kind}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An eraser, and where its hyperparameters come from.
+
+    Attributes:
+        eraser: ready to run.
+        preset: name of the preset they start from, None for the method's own defaults.
+    """
+
+    eraser: Eraser
+    preset: str | None
+
+    def erase(self, pipe: Any, concepts: Sequence[Concept], folder: Path | None) -> Erasure:
+        """Run the eraser; the record says from which preset."""
+        erasure = self.eraser.erase(pipe, concepts, folder=folder)
+        erasure.record["preset"] = self.preset
+        return erasure
+
+
+def choose(
+    family: str,
+    method: type[Eraser],
+    concepts: Sequence[Concept],
+    given: Mapping[str, Any] | None = None,
+) -> Choice:
+    """An eraser as it is tuned for a model, with whatever is given by hand.
+
+    Raises:
+        ValueError: a hyperparameter makes no sense.
+    """
+    options, name = preset(family, method.__name__, [concept.kind for concept in concepts])
+    return Choice(method(**(options | dict(given or {}))), name)

@@ -16,6 +16,9 @@ Hold = Literal["states", "names", "none"]
 """What stays: every state of kept prompts and of the empty one; the last token of kept names alone,
 as the published UCE has it; nothing."""
 
+MOST_STRENGTH = 100.0
+"""Of an erasure; beyond it numbers overflow in half precision."""
+
 _SHOWN = 60
 """Characters of a value that a message repeats."""
 

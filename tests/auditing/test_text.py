@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from expunge.auditing.text import Sizes, plan
 
 import expunge
 from expunge.auditing import Log
-from expunge.auditing.text import Sizes, plan
 from expunge.backbone.base import Backbone
 from expunge.backbone.profile import Sampling
 from expunge.concept import Concept
@@ -77,6 +78,10 @@ class _Stopping(Judge):
     def hash(self) -> str:
         return self.inner.hash
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.inner.settings
+
     def knows(self, concept_name: str) -> bool:
         return self.inner.knows(concept_name)
 
@@ -88,9 +93,6 @@ class _Stopping(Judge):
 
     def broken(self, images: Any) -> np.ndarray:
         return self.inner.broken(images)
-
-    def features(self, images: Any) -> np.ndarray:
-        return self.inner.features(images)
 
 
 @pytest.mark.usefixtures("untouched")

@@ -12,7 +12,6 @@ from backbone.architectures import REAL, SIDE, TINY
 from diffusers import DPMSolverMultistepScheduler, FluxPipeline
 from torch import nn
 
-from expunge.adapter import LowRank
 from expunge.backbone import text
 from expunge.backbone.attention import attention_to, token_places
 from expunge.backbone.base import Backbone
@@ -21,6 +20,7 @@ from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import Sampling
 from expunge.backbone.sampling import follow, invert
 from expunge.backbone.solvers import SOLVERS, FixedPoint
+from expunge.change import LowRank
 from expunge.layouts import kohya_flux, kohya_sd, kohya_sdxl
 
 FLOWS = [name for name in TINY if "flux" in name or "sd3" in name]

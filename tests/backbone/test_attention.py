@@ -10,8 +10,9 @@ from backbone.architectures import TINY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge.adapter import Adapter, LowRank
+from expunge.adapter import Adapter
 from expunge.backbone.attention import AttentionMaps, combine
+from expunge.change import LowRank
 
 TEXT, PICTURE = 6, 16
 """Text tokens, and places of the 8x8 latents in patches of two by two."""
@@ -232,10 +233,11 @@ def test_adapters_are_seen() -> None:
     change = LowRank(torch.ones(1, 32), torch.randn(32, 1))
     with torch.no_grad(), AttentionMaps(denoiser) as before:
         _call(denoiser)()
-    adapter = Adapter(denoiser, {"cat": {name: change}})
+    networks = {"transformer": denoiser}
+    adapter = Adapter(networks, {"cat": {f"transformer/{name}": change}})
     with torch.no_grad(), AttentionMaps(denoiser) as after:
         _call(denoiser)()
-    adapter.remove()
+    adapter.remove(networks)
     layer = name.removesuffix(".add_k_proj")
     assert not torch.allclose(after.layers[layer], before.layers[layer], atol=1e-3)
 

@@ -172,6 +172,10 @@ def test_the_cache_knows_what_hangs_on_the_text_encoder(sd: Backbone) -> None:
         def state(self) -> float:
             return self.strength
 
+        def begin(self) -> None: ...
+
+        def check_ran(self) -> None: ...
+
     encoder, hung = sd.pipe.text_encoder, Hung()
     handle = encoder.get_input_embeddings().register_forward_hook(
         lambda _, __, output: output * (1 if hooks.silent() else 1 + hung.strength)
@@ -183,6 +187,22 @@ def test_the_cache_knows_what_hangs_on_the_text_encoder(sd: Backbone) -> None:
     with hooks.original():
         assert torch.equal(sd.encode_prompts(["a cat"]).prompt_embeds, before)
     handle.remove()
+
+
+def test_a_change_of_the_text_encoder_that_does_not_run_is_an_error(sd: Backbone) -> None:
+    class Idle:
+        def state(self) -> None: ...
+
+        def begin(self) -> None: ...
+
+        def check_ran(self) -> None:
+            raise hooks.NotFeltError("did not run")
+
+    hooks.attached(sd.pipe.text_encoder)["idle"] = Idle()
+    with pytest.raises(hooks.NotFeltError):
+        sd.encode_prompts(["a cat"])
+    with hooks.original():
+        sd.encode_prompts(["a cat"])
 
 
 def test_the_cache_knows_a_lora_on_the_text_encoder(sd: Backbone) -> None:

@@ -1,4 +1,4 @@
-"""Every eraser runs, changes the right things, is saved and exported. New methods: a row."""
+"""What every eraser's row has to show, and the opposites that must not pass."""
 
 from __future__ import annotations
 
@@ -10,60 +10,131 @@ from typing import Any
 import pytest
 import torch
 from backbone.architectures import TINY
+from eraser.methods import ERASERS, ONE_A_METHOD, WALKS
 
 import expunge
-from expunge.adapter import Adapter, LowRank
+from expunge import names
+from expunge.adapter import applied_to
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import PROFILE
 from expunge.concept import Concept
-from expunge.eraser import ESD, TRACE, UCE
 from expunge.eraser.base import Eraser
-from expunge.eraser.finetune import FineTuner, Points
+from expunge.eraser.esd import ESD
+from expunge.eraser.finetune import FineTuner
+from expunge.eraser.points import Points, predictions
+from expunge.eraser.trace import TRACE
+from expunge.eraser.uce import UCE
 from expunge.erasure import Erasure
-from expunge.exports import export
+from expunge.formats import export
+from expunge.hooks import original
 from expunge.prompts import split_of
 from expunge.run.fit import DivergedError
+from expunge.text_edit import Request, concept_rows
 from expunge.verification import verify
 
-TUNING: dict[str, Any] = {"steps": 3, "trajectories": 3, "batch_size": 2, "rank": 2, "lr": 1e-3}
-
-ERASERS: dict[str, Eraser] = {
-    "uce": UCE(preserved=6),
-    "uce, prompts": UCE(prompts=4, preserved=6, tokens="suffix", to_anchor=True, synonyms=True),
-    "esd": ESD(**TUNING),
-    "esd, kept": ESD(**TUNING | {"preserve": 1.0}, attention="self"),
-    "trace": TRACE(**TUNING, prompts=4, preserved=6, synonyms=True),
-    "trace, phase 1": TRACE(tune=False, prompts=4, preserved=6),
-    "trace, phase 1, bare": TRACE(tune=False, ridge=0.0, preserved=0, prompts=1, tokens="concept"),
-    "trace, phase 1, collapse": TRACE(tune=False, variant="collapse", prompts=2, preserved=6),
-    "trace, phase 2": TRACE(**TUNING, refine=False),
-    "trace, phase 2, reversed": TRACE(**TUNING, refine=False, target="reversed", from_level=0.6),
-}
+SMALL = Concept("cat", anchor="dog", templates=("a [photo|picture|drawing|view] of a {}",))
 
 
 @pytest.fixture(params=list(ERASERS))
-def eraser(request: pytest.FixtureRequest) -> Eraser:
-    return ERASERS[request.param]
+def row(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_every_method_has_a_row() -> None:
+    rows = {type(eraser) for eraser in ERASERS.values()}
+    assert {names.find("eraser", name) for name in names.ERASERS} == rows
+    assert {type(ERASERS[name]) for name in ONE_A_METHOD} == rows
 
 
 @pytest.mark.usefixtures("untouched")
 def test_every_eraser_works_from_end_to_end(
-    eraser: Eraser, pipe: Any, backbone: Backbone, cat: Concept, tmp_path: Path
+    row: str, pipe: Any, backbone: Backbone, cat: Concept, tmp_path: Path
 ) -> None:
+    eraser = ERASERS[row]
     erasure = eraser.erase(pipe, [cat], folder=tmp_path)
     assert not (tmp_path / "checkpoints").exists()
     record = erasure.record
     assert record["eraser"] == type(eraser).__name__
     assert type(eraser)(**record["hyperparameters"]) == eraser
-    editable = {*backbone.select("attention"), *backbone.prompt_projections()}
-    assert set(erasure.layers) <= editable
     assert max(record["fingerprint"]["layers"].values()) > 0
     assert record["fingerprint"]["predictions"][0]["shift"] > 0
+    assert json.loads(json.dumps(record, allow_nan=False))["sketch"]
 
     again = Erasure.load(erasure.save(tmp_path / "run"))
-    assert again.weights_hash() == erasure.weights_hash()
-    assert verify(export(again, tmp_path / "run"), pipe)["agree"]
+    assert again.id == erasure.id
+    with again.applied(pipe):
+        [adapter] = applied_to(backbone.denoiser).values()
+        assert set(adapter.strengths.values()) == {1.0}
+    weights = all(c.weight_change for cs in again.by_place().values() for c in cs)
+    if weights and not again.gated:
+        assert verify(export(again, tmp_path / "run"), pipe)["agree"]
+    else:
+        with pytest.raises(ValueError, match=r"prompt|weight"):
+            export(again, tmp_path / "export")
+
+
+def _toward(backbone: Backbone, eraser: Eraser, erasure: Erasure, concept: Concept) -> float:
+    """How far the prediction for the concept moved along the way the method says: its guide."""
+    pairs = concept.pairs("train", 4)
+    torch.manual_seed(0)
+    latents = torch.randn(len(pairs), *backbone.latent_shape(64, 64))
+    levels = torch.full((len(pairs),), 0.7, dtype=torch.float64)
+    away = isinstance(eraser, ESD) or getattr(eraser, "target", "") == "reversed"
+    empty = away or not getattr(eraser, "to_anchor", True) or type(eraser).__name__ == "Receler"
+    other = None if empty else [anchor for _, anchor in pairs]
+    asked = [text for text, _ in pairs]
+    with backbone.exact():
+        with original():
+            before = predictions(backbone, latents, levels, asked)
+            guide = predictions(backbone, latents, levels, other)
+        with erasure.applied(backbone):
+            after = predictions(backbone, latents, levels, asked)
+    wanted, moved = (guide - before).flatten(), (after - before).flatten()
+    return float(torch.nn.functional.cosine_similarity(wanted, moved, dim=0))
+
+
+LONGER: dict[str, Any] = {"steps": 12, "batch_size": 4, "lr": 3e-3}
+
+
+@pytest.mark.parametrize("name", [n for n in ERASERS if not n.startswith("fade")])
+def test_every_eraser_moves_the_concept_the_way_it_says(
+    name: str, pipe: Any, backbone: Backbone, cat: Concept
+) -> None:
+    """Trained toward the concept instead of away from it, this is negative."""
+    eraser = ERASERS[name]
+    if isinstance(eraser, FineTuner) and not name.startswith("trace, phase 1"):
+        eraser = dataclasses.replace(eraser, **LONGER)  # type: ignore[arg-type]
+    erasure = eraser.erase(pipe, [cat])
+    assert _toward(backbone, eraser, erasure, cat) > 0.05
+
+
+def test_erasers_read_training_prompts_alone(
+    row: str, pipe: Any, backbone: Backbone, cat: Concept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt of the audit's split seen in training would make the audit a lie."""
+    read: set[str] = set()
+    kept = backbone.encode
+
+    def spy(prompts: Any, *args: Any, **options: Any) -> Any:
+        read.update(prompts)
+        return kept(prompts, *args, **options)
+
+    fresh = as_backbone(backbone.pipe)  # without a cache of texts
+    plain = type(fresh).encode_prompts
+
+    def spied(self: Any, prompts: Any) -> Any:
+        read.update(prompts)
+        return plain(self, prompts)
+
+    monkeypatch.setattr(type(fresh), "encode_prompts", spied)
+    monkeypatch.setattr(fresh, "encode", spy)
+    ERASERS[row].erase(fresh, [cat])
+    asked = {text.removesuffix(" <adversary>") for text in read} - {*cat.names, "", cat.anchor}
+    asked -= {*cat.neighbours}
+    anchors = {anchor for text, anchor in cat.pairs("train", None)}
+    anchors |= {a for name in cat.synonyms for _, a in cat.pairs("train", None, name)}
+    assert {split_of(text) for text in asked - anchors} <= {"train"}
 
 
 @pytest.fixture(scope="module", params=list(TINY))
@@ -76,41 +147,21 @@ def architecture(
     return request.param, expunge.load(folder, device="cpu")
 
 
-FORMATS = ("diffusers", "kohya", "denoiser", "merged", "single")
-LACKING = {
-    **{(name, "kohya"): "has no names for sd3" for name in ("sd3", "sd35")},
-    **{
-        (name, "single"): "a single file holds a Stable Diffusion"
-        for name in ("sd3", "sd35", "flux_dev", "flux_schnell")
-    },
-}
-"""What an architecture cannot be written as, and the words that say so."""
-
-
-@pytest.mark.parametrize("name", ["uce, prompts", "esd, kept", "trace"])
-def test_every_eraser_works_on_every_architecture(
+@pytest.mark.parametrize("name", ONE_A_METHOD)
+def test_every_method_works_on_every_architecture(
     name: str, architecture: tuple[str, Any], tmp_path: Path
 ) -> None:
-    family, pipe = architecture
+    _, pipe = architecture
     backbone = as_backbone(pipe)
-    cat = Concept("cat", anchor="dog", templates=("a [photo|picture|drawing|view] of a {}",))
     eraser = ERASERS[name]
     if isinstance(eraser, FineTuner):  # small pictures
-        eraser = dataclasses.replace(eraser, trajectories=2, resolution=64)
+        eraser = dataclasses.replace(eraser, resolution=64, steps=2, trajectories=2)  # type: ignore[call-arg]
     before = backbone.content_hash()
-    erasure = eraser.erase(backbone, [cat])
+    erasure = eraser.erase(backbone, [SMALL])
     assert erasure.record["fingerprint"]["predictions"][0]["shift"] > 0
-    if name != "esd, kept":
-        assert set(backbone.prompt_projections()) <= set(erasure.layers)
     again = Erasure.load(erasure.save(tmp_path / "run"))
-    for kind in FORMATS:
-        lacking = LACKING.get((family, kind))
-        if lacking:
-            with pytest.raises(ValueError, match=lacking):
-                export(again, tmp_path / kind, kind, pipe)
-            continue
-        report = verify(export(again, tmp_path / kind, kind, pipe), pipe)
-        assert report["agree"], (kind, report)
+    with again.applied(backbone):
+        pass
     assert backbone.content_hash() == before
 
 
@@ -123,78 +174,106 @@ def test_exports_of_a_model_with_a_profile_are_verified(dtype: torch.dtype, tmp_
     profile = {"sampling": sampling, "concepts": [], "max_sequence_length": 32}
     (folder / PROFILE).write_text(json.dumps(profile))
     pipe = expunge.load(folder, device="cpu", dtype=dtype)
-    cat = Concept("cat", anchor="dog", templates=("a [photo|picture|drawing|view] of a {}",))
-    erasure = dataclasses.replace(ERASERS["trace"], trajectories=2).erase(pipe, [cat])  # type: ignore[call-arg]
+    erasure = dataclasses.replace(ERASERS["trace"], trajectories=2).erase(pipe, [SMALL])  # type: ignore[call-arg]
     assert erasure.record["dtype"] == str(dtype).removeprefix("torch.")
-    for kind in ("diffusers", "kohya", "denoiser", "merged"):
+    for kind in ("diffusers", "components", "merged"):
         report = verify(export(erasure, tmp_path / kind, kind, pipe), pipe)
         assert report["agree"], (kind, report)
 
 
-def test_what_is_trained_stays_in_float32(pipe: Any, cat: Concept) -> None:
-    """Predictions run in bfloat16; an optimiser of bfloat16 averages would forget nothing."""
-    backbone = as_backbone(pipe)
-    layers = backbone.select("cross")
-    change = {n: LowRank(torch.zeros(1, x.in_features), torch.zeros(x.out_features, 1))
-              for n, x in layers.items()}  # fmt: skip
-    adapter = Adapter(backbone.denoiser, {"cat": change}, trainable=True)
-    backbone.precision = "bfloat16"
-    latents = torch.randn(1, *backbone.latent_shape(64, 64))
-    backbone.predict(latents, 0.5, backbone.encode_prompts(["a cat"])).sum().backward()
-    adapter.remove()
-    parameters = list(adapter.module.parameters())
-    assert {p.dtype for p in parameters} == {torch.float32}
-    assert any(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
+@pytest.mark.usefixtures("untouched")
+def test_the_same_seed_makes_the_same_erasure(row: str, pipe: Any, cat: Concept) -> None:
+    first, second = (ERASERS[row].erase(pipe, [cat]) for _ in range(2))
+    for place, changes in first.by_place().items():
+        for one, other in zip(changes, second.by_place()[place], strict=True):
+            for name, tensor in one.state_dict().items():
+                assert torch.allclose(tensor.float(), other.state_dict()[name].float(), atol=1e-5)
 
 
 @pytest.mark.usefixtures("untouched")
-def test_the_same_seed_makes_the_same_erasure(eraser: Eraser, pipe: Any, cat: Concept) -> None:
-    first, second = (eraser.erase(pipe, [cat]).delta() for _ in range(2))
-    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
-
-
-@pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize("name", ["uce", "esd", "trace"])
-def test_several_concepts_have_an_adapter_each(name: str, pipe: Any) -> None:
+@pytest.mark.parametrize("name", ONE_A_METHOD)
+def test_several_concepts_have_changes_each(name: str, pipe: Any) -> None:
     erasure = expunge.erase(pipe, ["cat", "Ada Lindqvist"], ERASERS[name])
     assert [part.concept.name for part in erasure.parts] == ["cat", "Ada Lindqvist"]
-    norms = [sum(float(c.delta.norm()) for c in part.factors.values()) for part in erasure.parts]
-    assert min(norms) > 0
+    for part in erasure.parts:
+        assert sum(c.norm for changes in part.by_place().values() for c in changes) > 0
+
+
+@pytest.mark.parametrize("name", [n for n in ONE_A_METHOD if isinstance(ERASERS[n], FineTuner)])
+def test_a_batch_of_one_concept_moves_its_own_changes_alone(name: str, pipe: Any) -> None:
+    """The first concept's turns of a run of two are a run of one, bit for bit but for the rate."""
+    backbone, eraser = as_backbone(pipe), ERASERS[name]
+    assert isinstance(eraser, FineTuner)
+    eraser = dataclasses.replace(eraser, steps=2)
+    result = eraser._run(backbone, [backbone.profile.vocabulary.resolve(n) for n in ("cat", "car")],
+                         None)  # fmt: skip
+    moves = {key: len(values) for key, values in result.losses.items() if "/" not in key}
+    assert moves["cat"] == 1
+    assert moves["car"] == 1
 
 
 @pytest.mark.parametrize("tokens", ["last", "concept", "end"])
 def test_the_bare_refinement_meets_its_target(tokens: Any, backbone: Backbone) -> None:
     """TRACE, Theorem 3.1: with one embedding and η = 1, W′e_w = W e_u exactly."""
-    from expunge.eraser.tokens import source_and_guide
-
-    cat = Concept("cat", anchor="ball", templates=("a [photo|picture|drawing|view] of a {}",))
+    ball = dataclasses.replace(SMALL, anchor="ball")
     eraser = TRACE(tune=False, ridge=0.0, preserved=0, prompts=1, tokens=tokens)
-    erasure = eraser.erase(backbone, [cat])
-    sources, guides = source_and_guide(backbone, cat.pairs("train", 1), tokens)["tokens"]
-    assert len(sources) == 1
+    erasure = eraser.erase(backbone, [ball])
+    [request] = erasure.requests.values()
+    rows = concept_rows(backbone, request)["tokens"]
+    assert len(rows.sources) == 1
     layers = backbone.prompt_projections()
-    for name, delta in erasure.delta().items():
-        w = layers[name].weight.detach().double()
-        reached = sources.double() @ (w + delta).T
-        assert torch.allclose(reached, guides.double() @ w.T, atol=1e-5)
+    for place, delta in erasure.delta().items():
+        w = layers[place.partition("/")[2]].weight.detach().double()
+        reached = rows.sources.double() @ (w + delta).T
+        assert torch.allclose(reached, rows.guides.double() @ w.T, atol=1e-5)
 
 
-def test_tokens_are_aligned_by_what_prompts_share(backbone: Backbone) -> None:
-    from expunge.eraser.tokens import source_and_guide
+def test_trajectories_turn_to_the_anchor_below_the_switch(
+    backbone: Backbone, cat: Concept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reversed, the student would learn on pictures of the anchor from above."""
+    from expunge.backbone import guidance
 
-    text, other = "a photo of Ada Lindqvist smiling", "a photo of a person smiling"
-    states = backbone.encode_prompts([text, other]).prompt_embeds
-    run, replaced = backbone.tokens([text])[0], backbone.tokens([other])[0]
-    end = run.ids[0].tolist().index(run.end)
-    sources, guides = source_and_guide(backbone, [(text, other)], "last")["tokens"]
-    last = end - 2
-    assert torch.equal(sources[0], states[0, last])
-    other_end = replaced.ids[0].tolist().index(replaced.end)
-    assert torch.equal(guides[0], states[1, other_end - 2])
-    sources, _ = source_and_guide(backbone, [(text, other)], "suffix")["tokens"]
-    assert torch.equal(sources[-1], states[0, -1])
-    with pytest.raises(ValueError, match="are the same"):
-        source_and_guide(backbone, [(text, text)], "concept")
+    guided: list[tuple[float, str]] = []
+    plain = guidance.ClassifierFree.__call__
+
+    def spy(self: Any, model: Any, latents: Any, level: float) -> Any:
+        guided.append((level, self.conditioning.texts[0]))
+        return plain(self, model, latents, level)
+
+    monkeypatch.setattr(guidance.ClassifierFree, "__call__", spy)
+    eraser = TRACE(**WALKS | {"trajectories": 1}, refine=False, preserve=0.0)
+    eraser.points(backbone, cat)
+    above = [text for level, text in guided if level > eraser.switch]
+    below = [text for level, text in guided if level <= eraser.switch]
+    assert above and below
+    assert all(cat.mentions(text) for text in above)
+    assert not any(cat.mentions(text) for text in below)
+
+
+def test_preserving_holds_other_prompts(pipe: Any, backbone: Backbone, cat: Concept) -> None:
+    """With its weight at nothing, other prompts move further."""
+    moved = []
+    for preserve in (0.0, 20.0):
+        settings = {**WALKS, "steps": 20, "lr": 3e-3, "preserve": preserve}
+        erasure = ESD(**settings).erase(pipe, [cat])
+        texts = [f"a photo of a {name}" for name in cat.neighbours[:4]]
+        latents = torch.randn(len(texts), *backbone.latent_shape(64, 64),
+                              generator=torch.Generator().manual_seed(1))  # fmt: skip
+        levels = torch.full((len(texts),), 0.6, dtype=torch.float64)
+        with erasure.applied(backbone):
+            after = predictions(backbone, latents, levels, texts)
+            with original():
+                before = predictions(backbone, latents, levels, texts)
+        moved.append(float((after - before).norm()))
+    assert moved[1] < 0.8 * moved[0]
+
+
+def test_high_noise_counts_more_in_what_is_kept() -> None:
+    weights = TRACE(high_noise_weight=2.0).keep_weight(torch.tensor([0.0, 0.5, 1.0]))
+    assert weights.tolist() == [1.0, 2.0, 3.0]
+    flat = TRACE(high_noise_weight=0.0).keep_weight(torch.tensor([0.0, 0.5, 1.0]))
+    assert flat.tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -202,10 +281,14 @@ def test_tokens_are_aligned_by_what_prompts_share(backbone: Backbone) -> None:
     [
         (lambda: TRACE(steps=0), "steps must be at least 1"),
         (lambda: TRACE(lr=-1.0), "lr must be positive"),
+        (lambda: TRACE(lr=1e308), "lr must be a finite number"),
         (lambda: TRACE(switch=1.5), "switch must lie between"),
         (lambda: TRACE(refine=False, tune=False), "both off"),
         (lambda: UCE(ridge=0.0), "ridge must be positive"),
+        (lambda: UCE(erase_weight=-1.0), "erase_weight must be positive"),
+        (lambda: UCE(tokens="pirate"), "tokens must be one of"),  # type: ignore[arg-type]
         (lambda: ESD(preserve=-1.0), "preserve must not be negative"),
+        (lambda: ESD(batch_size=1.5), "batch_size must be at least 1"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_hyperparameters_are_refused_on_construction(make: Any, words: str) -> None:
@@ -219,6 +302,13 @@ def test_a_prompt_the_encoder_cuts_is_refused(pipe: Any) -> None:
         UCE().erase(pipe, [endless])
 
 
+def test_a_name_no_tokenizer_reads_is_refused() -> None:
+    """On miniature-flux every unknown word is one token, and all of them would go along."""
+    flux = expunge.load("miniature-flux", device="cpu")
+    with pytest.raises(ValueError, match="can read"):
+        UCE().erase(flux, [Concept("猫", anchor="dog")])
+
+
 def test_a_concept_without_prompts_is_refused_before_any_work(pipe: Any) -> None:
     outside = next(f"z{i} {{}}" for i in range(99) if split_of(f"z{i} cat") != "train")
     lonely, eraser = Concept("cat", templates=(outside,)), UCE()
@@ -226,6 +316,8 @@ def test_a_concept_without_prompts_is_refused_before_any_work(pipe: Any) -> None
         eraser.erase(pipe, [lonely])
     with pytest.raises(ValueError, match="at least one concept"):
         eraser.erase(pipe, [])
+    with pytest.raises(ValueError, match="twice"):
+        eraser.erase(pipe, [SMALL, SMALL])
 
 
 @pytest.mark.usefixtures("untouched")
@@ -234,10 +326,44 @@ def test_a_nan_stops_the_run_with_step_and_advice(
 ) -> None:
     points = ESD.points
 
-    def poisoned(self: FineTuner, backbone: Backbone, concept: Concept) -> Points:
-        found = points(self, backbone, concept)  # type: ignore[arg-type]
+    def poisoned(self: Any, backbone: Backbone, concept: Concept) -> Points:
+        found = points(self, backbone, concept)
         return Points(found.latents, found.levels, found.prompts, found.targets * float("nan"))
 
     monkeypatch.setattr(ESD, "points", poisoned)
     with pytest.raises(DivergedError, match=r"step 0.*learning rate below"):
         ERASERS["esd"].erase(pipe, [cat])
+
+
+def test_a_checkpoint_of_another_concept_is_not_resumed(
+    pipe: Any, cat: Concept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from expunge.eraser import matching
+
+    plain = matching.Matching.loss
+
+    def stopping(self: Any, step: Any, player: str) -> Any:
+        if step.number == 2:
+            raise KeyboardInterrupt
+        return plain(self, step, player)
+
+    from expunge.run import plan
+
+    monkeypatch.setattr(plan.Plan, "save_every", 1)
+    monkeypatch.setattr(matching.Matching, "loss", stopping)
+    settings = dataclasses.replace(ERASERS["esd"], steps=4)  # type: ignore[call-arg]
+    with pytest.raises(KeyboardInterrupt):
+        settings.erase(pipe, [cat], folder=tmp_path)
+    monkeypatch.setattr(matching.Matching, "loss", plain)
+    if not (tmp_path / "checkpoints").exists():
+        pytest.skip("nothing was kept")
+    with pytest.raises(ValueError, match=r"concept|cat|dog"):
+        expunge.erase(pipe, "dog", settings, folder=tmp_path)
+
+
+def test_requests_survive_their_record(cat: Concept) -> None:
+    [name] = [n for n in ERASERS if n == "uce, prompts"]
+    request = ERASERS[name].request(cat)  # type: ignore[attr-defined]
+    assert Request.from_dict(json.loads(json.dumps(request.to_dict()))) == request
+    with pytest.raises(ValueError, match="damaged"):
+        Request.from_dict({"pairs": 3})

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from expunge import UCE
 from expunge.backbone.base import Backbone
 from expunge.concept import Concept
-from expunge.eraser import UCE
 from expunge.erasure import Erasure
 from expunge.measure.quality import psnr
 from expunge.watermark import bench, layers, names, pictures

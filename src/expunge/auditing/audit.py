@@ -246,7 +246,7 @@ def audit(
     start = time.monotonic()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     backbone = as_backbone(pipe)
-    judges = [judge] if isinstance(judge, Judge) else list(judge or _usual_judges(backbone))
+    judges = [judge] if isinstance(judge, Judge) else list(judge or usual_judges(backbone))
     laid = plan(
         backbone,
         erasure,
@@ -283,7 +283,12 @@ def audit(
     return found
 
 
-def _usual_judges(backbone: Backbone) -> list[Judge]:
+def usual_judges(backbone: Backbone) -> list[Judge]:
+    """The judges that are made for a model, the first gives the headline.
+
+    Raises:
+        ValueError: none is known for it.
+    """
     second = second_judge(backbone)
     return [default_judge(backbone), *([second] if second else [])]
 

@@ -190,13 +190,17 @@ def combine(layers: Mapping[str, Tensor], places: Tensor, height: int, width: in
             )
         chosen = places.to(probabilities)
         attention = torch.einsum("nhpt,nt->np", probabilities, chosen) / probabilities.shape[1]
-        grid = attention.view(count, 1, *_grid(pixels, height, width))
-        resized.append(F.interpolate(grid, (height, width), mode="bilinear"))
+        small = attention.view(count, 1, *grid(pixels, height, width))
+        resized.append(F.interpolate(small, (height, width), mode="bilinear"))
     return torch.stack(resized).mean(dim=0).squeeze(1)
 
 
-def _grid(pixels: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of a layer with so many places, on a picture of `height` by `width`."""
+def grid(pixels: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a layer with so many places, on latents of `height` by `width`.
+
+    Raises:
+        ValueError: halved, the latents' grid never has so many.
+    """
     rows, columns = height, width
     while rows * columns > pixels:
         rows, columns = math.ceil(rows / 2), math.ceil(columns / 2)

@@ -14,7 +14,7 @@ DIRECTIONS = 32
 """Projections of a layer in a sketch."""
 SAME_WEIGHTS = 8e-4
 """Largest `sketch_distance` of one model's casts; a change of a thousandth lies above."""
-QUANTISED = 0.05
+QUANTISED = 0.02
 """Largest distance of a model from itself in 8 bits."""
 _ROUNDED_TWICE = 1.5e-3
 """Distance of weights rounded to float16 and then to bfloat16 from those rounded to bfloat16 at

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from pathlib import Path
@@ -18,9 +17,9 @@ from expunge.backbone.facts import CONFIG_OF_FILE
 from expunge.backbone.flux import FluxBackbone
 from expunge.backbone.profile import BUNDLED
 from expunge.backbone.sd3 import SD3Backbone
+from expunge.backbone.source import check_source
 from expunge.backbone.unet import SDXLBackbone, UNetBackbone
 
-_PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 _BACKBONES: dict[str, type[Backbone]] = {
     "StableDiffusionPipeline": UNetBackbone,
     "StableDiffusionImg2ImgPipeline": UNetBackbone,
@@ -76,9 +75,8 @@ def load(
         small = target.type == "cpu" or str(source) in BUNDLED
         dtype = torch.float32 if small else torch.bfloat16
     _check(target, dtype, offload, quantize)
+    check_source(source, config)
     path = BUNDLED.get(str(source), Path(source))
-    if path.suffix in _PICKLES:
-        raise ValueError(f"{path.name} is a pickle, which can run code; only safetensors are read")
     if path.is_file():
         pipe = _load_file(path, config, dtype)
     elif (path / "model_index.json").is_file():
@@ -193,13 +191,6 @@ def _quantize(denoiser: nn.Module) -> None:
 
 
 def _load_file(path: Path, config: str | Path | None, dtype: torch.dtype) -> Any:
-    if path.suffix != ".safetensors":
-        raise ValueError(f"a single-file model must be .safetensors, got {path.name}")
-    if config is None:
-        raise ValueError(
-            f"{path.name} is a single file: say config=… (a bundled model's name, a diffusers "
-            "folder or hub id)"
-        )
     folder = str(BUNDLED.get(str(config), config))
     try:
         kind = _pipeline_class(folder)
@@ -219,15 +210,6 @@ def _pipeline_class(config: str) -> Any:
 
 
 def _load_hub(source: str, dtype: torch.dtype) -> Any:
-    if source in BUNDLED:
-        raise ValueError(f"the weights of {source} are missing from this installation")
-    near = difflib.get_close_matches(source, BUNDLED, 1, 0.6)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    if source.count("/") != 1 or Path(source).exists() or source.startswith((".", "/")):
-        raise ValueError(
-            f"no model at {source!r}: expected {', '.join(BUNDLED)}, a diffusers folder, "
-            f"a hub id (owner/name) or a .safetensors file{hint}"
-        )
     try:
         return DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:

@@ -45,15 +45,20 @@ class Text(Facts):
 
         Raises:
             ValueError: a word is in no prompt, or its vectors fit no encoder.
-            NotFeltError: the encoder did not read all of a word's vectors.
+            NotFeltError: the encoder did not read all of a word's vectors, or a change that is
+                applied to it did not run.
         """
         texts, encoders = list(prompts), self.text_encoders
+        for encoder in encoders.values():
+            hooks.step_begun(encoder)
         with torch.set_grad_enabled(grad), frozen(list(encoders.values())):
             if not tokens:
                 states, pooled = self._encode(self.pipe, texts)
             else:
                 with self._learned.reading(self.pipe, encoders, texts, tokens) as private:
                     states, pooled = self._encode(private, texts)
+        for encoder in encoders.values():
+            hooks.step_done(encoder)
         return Conditioning(states, pooled, tuple(texts))
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from expunge.cli.app import (
-    Json,
-    Run,
-    app,
-    backbone_of,
-    print_json,
-    say,
-)
-
-Base = Annotated[str | None, Parameter(help="The original; the record's by default.")]
-Config = Annotated[str | None, Parameter(help="Configuration of a single-file original.")]
+from expunge.cli.app import PATH, WHOLE, Json, Run, app, check_folder, check_number, print_json, say
+from expunge.cli.source import USUAL_SOURCE, Source
+from expunge.record import read_record
+from expunge.run.files import check_file
 
 
 @app.command
@@ -34,24 +27,26 @@ def export(
         ),
     ] = "lora",
     rank: Annotated[
-        int | None, Parameter(help="Columns of a layer that a LoRA keeps; all by default.")
+        int | None, WHOLE, Parameter(help="Columns of a layer that a LoRA keeps; all by default.")
     ] = None,
-    out: Annotated[Path | None, Parameter(help="Folder; the run's own by default.")] = None,
-    model: Base = None,
-    config: Config = None,
+    out: Annotated[Path | None, PATH, Parameter(help="Folder; the run's own by default.")] = None,
+    source: Source = USUAL_SOURCE,
 ) -> None:
     """Write an erasure for other tools.
 
     Example: `expunge export runs/cat --format kohya --rank 8`
     """
+    check_number("rank", rank, 1)
+    record = read_record(run)
+    source.profile(record)
+    check_folder("out", run if out is None else out)
     from expunge.erasure import Erasure
     from expunge.formats import WITHOUT_BASE, lost_at
     from expunge.formats import export as write
 
     erasure = Erasure.load(run)
-    record = erasure.record
     alone = format in WITHOUT_BASE
-    pipe = None if alone else _base(record, model, config).pipe
+    pipe = None if alone else source.load(record).pipe
     folder = out or (run if alone else run / format)
     path = write(erasure, folder, format, pipe, rank)
     if rank is not None:
@@ -61,10 +56,9 @@ def export(
 
 @app.command
 def verify(
-    path: Annotated[Path, Parameter(help="What `expunge export` or `expunge erase` wrote.")],
+    path: Annotated[Path, PATH, Parameter(help="What `expunge export` or `expunge erase` wrote.")],
     *,
-    model: Base = None,
-    config: Config = None,
+    source: Source = USUAL_SOURCE,
     as_json: Json = False,
 ) -> None:
     """Load an export through plain diffusers: does it change the model as recorded?
@@ -73,11 +67,14 @@ def verify(
 
     Example: `expunge verify runs/cat`
     """
+    if not path.is_dir():
+        check_file(path)
+    source.check()
     from expunge.verification import NotReadError, recorded
     from expunge.verification import verify as check
 
     try:
-        result = check(path, _base(recorded(path), model, config))
+        result = check(path, source.load(recorded(path)))
     except NotReadError as error:
         say(str(error))
         raise SystemExit(1) from None
@@ -94,10 +91,3 @@ def verify(
 
 
 _PARTS = {"weights": "weights", "others": "all other weights", "predictions": "predictions"}
-
-
-def _base(record: dict[str, Any], model: str | None, config: str | None) -> Any:
-    name = model or record.get("model")
-    if not name:
-        raise ValueError("the record names no base model that can be loaded: say --model")
-    return backbone_of(name, config or (None if model else record.get("config")))

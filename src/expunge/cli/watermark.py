@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from expunge import names
 from expunge.cli.app import (
+    PATH,
+    WHOLE,
     Json,
-    Model,
+    Names,
     Run,
     app,
-    backbone_of,
+    check_folder,
+    check_number,
     command_line,
     percent,
     print_json,
+    resumable,
     say,
 )
+from expunge.cli.source import USUAL_SOURCE, Source
+from expunge.record import read_record
+from expunge.settings import MOST_STRENGTH
 
 if TYPE_CHECKING:
+    from expunge.watermark.edit.base import Edit
     from expunge.watermark.log import WatermarkLog
+    from expunge.watermark.scheme.base import Scheme
 
 watermark = App(name="watermark", help="What is left of a watermark after pictures are edited.")
 app.command(watermark)
 
-Names = Annotated[list[str], Parameter(consume_multiple=True, negative="")]
 _SCHEMES = ["learned", "learned-vae"]
 _EDITS = ["none", "jpeg", "crop", "noise", "vae", "regeneration:0.1", "regeneration"]
 _EDITS_OF_ERASED = ["none", "jpeg", "vae", "regeneration", "img2img", "img2img:0.8"]
@@ -36,25 +47,28 @@ UNMARKED_FROM = 1_000_000
 
 
 def show_log(log: WatermarkLog) -> None:
-    """Print the figures as tables."""
-    table = Table(title="bits in % (chance is 50), the rest in % of pictures")
-    for column in ("scheme", "edit", "level", "n", "bits", "payload", "detected", "PSNR"):
-        named = column in {"scheme", "edit"}
-        table.add_column(
-            column, justify="left" if named else "right", overflow="fold", no_wrap=not named
+    """Print the figures, a table a scheme; each fits into 80 columns."""
+    for scheme in dict.fromkeys(cell["scheme"] for cell in log.data["cells"]):
+        cells = [cell for cell in log.data["cells"] if cell["scheme"] == scheme]
+        table = Table(
+            title=f"{scheme}: bits in % (chance is 50), the rest in % of {cells[0]['n']} pictures",
+            box=SIMPLE,
+            padding=(0, 1, 0, 0),
         )
-    for cell in log.data["cells"]:
-        table.add_row(
-            cell["scheme"],
-            cell["edit"] + (" (white box)" if cell["white_box"] else ""),
-            "" if cell["level"] is None else f"{cell['level']:.3g}",
-            str(cell["n"]),
-            percent(cell["bit_accuracy"], cell["ci"]) if cell["ci"] else "",
-            percent(cell["payload_rate"], cell["payload_ci"]) if cell["payload_ci"] else "",
-            percent(cell["detection_rate"], cell["detection_ci"]),
-            f"{cell['psnr']:.1f}",
-        )
-    Console().print(table)
+        table.add_column("edit", overflow="fold")
+        for column in ("bits", "payload", "detected", "dB"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for cell in cells:
+            level = "" if cell["level"] is None else f" {cell['level']:.3g}"
+            box = " (white box)" if cell["white_box"] else ""
+            table.add_row(
+                f"{cell['edit']}{level}{box}",
+                percent(cell["bit_accuracy"], cell["ci"]) if cell["ci"] else "",
+                percent(cell["payload_rate"], cell["payload_ci"], 0) if cell["payload_ci"] else "",
+                percent(cell["detection_rate"], cell["detection_ci"], 0),
+                f"{cell['psnr']:.1f}",
+            )
+        Console().print(table)
     for row in log.data["unmarked"]:
         say(
             f"{row['scheme']}: {row['n']} unmarked pictures, {row['keys']} fixed keys: taken for "
@@ -81,43 +95,51 @@ def bench(
         ),
     ] = None,
     images: Annotated[
-        Path | None, Parameter(help="Folder of pictures; the miniature world by default.")
+        Path | None, PATH, Parameter(help="Folder of pictures; the miniature world by default.")
     ] = None,
-    model: Model = "miniature-sd",
-    config: Annotated[str | None, Parameter(help="Of a single-file model.")] = None,
+    source: Source = USUAL_SOURCE,
     count: Annotated[
-        int | None, Parameter(help="Pictures marked; by default 60, or all of a folder.")
+        int | None, WHOLE, Parameter(help="Pictures marked; by default 60, or all of a folder.")
     ] = None,
-    size: Annotated[int, Parameter(help="Pixels along a side of the world's pictures.")] = 64,
+    size: Annotated[
+        int, WHOLE, Parameter(help="Pixels along a side of the world's pictures.")
+    ] = 64,
     unmarked: Annotated[
-        int, Parameter(help="Unmarked pictures that check detection's threshold; 0 for none.")
+        int,
+        WHOLE,
+        Parameter(help="Unmarked pictures that check detection's threshold; 0 for none."),
     ] = 3000,
     false_positive_rate: Annotated[float, Parameter(help="Of detection.")] = 1e-3,
     psnr: Annotated[
         float | None, Parameter(help="Scale every scheme's change to lie at so many dB.")
     ] = None,
-    examples: Annotated[int, Parameter(help="Pictures shown in the report, at most 12.")] = 6,
-    out: Annotated[Path, Parameter(help="Where to; a stopped run goes on from there.")] = Path(
-        "runs/watermark"
-    ),
+    examples: Annotated[
+        int, WHOLE, Parameter(help="Pictures shown in the report, at most 12.")
+    ] = 6,
+    out: Annotated[
+        Path, PATH, Parameter(help="Where to; a stopped run goes on from there.")
+    ] = Path("runs/watermark"),
     as_json: Json = False,
 ) -> None:
     """Mark pictures with random payloads, edit them, and read what is left.
 
     Example: `expunge watermark bench --schemes learned --edits none jpeg:20 regeneration:0.3`
     """
-    from expunge.names import listed
-    from expunge.watermark import names, pictures
+    asked = _checked(schemes, _EDITS if edits is None else edits, out)
+    for name, value, least in (("count", count, 1), ("unmarked", unmarked, 0), ("size", size, 16)):
+        check_number(name, value, least, 1_000_000)
+    check_number("psnr", psnr, 10, 60)
+    check_number("examples", examples, 0, 12)
+    if images is not None and not images.is_dir():
+        raise ValueError(f"no folder {images}")
+    source.profile()
+    from expunge.watermark import pictures
     from expunge.watermark.benchmark import bench as run_bench
     from expunge.watermark.scheme.base import DifferentiableScheme
 
-    chosen = [names.scheme(text) for text in listed(schemes)]
-    done = [names.edit(text) for text in listed(_EDITS if edits is None else edits)]
+    chosen, done = _made(*asked)
     if edits is None and all(isinstance(scheme, DifferentiableScheme) for scheme in chosen):
-        done.append(names.edit("guided"))
-    for name, value, least in (("count", count, 1), ("unmarked", unmarked, 0), ("size", size, 16)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+        done += _made([], ["guided"])[1]
     if images is None:
         hosts = pictures.world(count or 60, size)
         plain = pictures.world(unmarked, size, UNMARKED_FROM)
@@ -125,19 +147,45 @@ def bench(
         hosts = pictures.folder(images)
         plain = hosts[:unmarked]
         hosts = hosts[:count]
-    log = run_bench(
-        chosen,
-        done,
-        hosts,
-        pipe=backbone_of(model, config),
-        unmarked=plain,
-        false_positive_rate=false_positive_rate,
-        psnr=psnr,
-        examples=examples,
-        folder=out,
-        command=command_line(),
-    )
+    with resumable(out):
+        log = run_bench(
+            chosen,
+            done,
+            hosts,
+            pipe=source.load(),
+            unmarked=plain,
+            false_positive_rate=false_positive_rate,
+            psnr=psnr,
+            examples=examples,
+            folder=out,
+            command=command_line(),
+        )
     _tell(log, out, as_json)
+
+
+def _checked(
+    schemes: Sequence[str], edits: Sequence[str], out: Path
+) -> tuple[list[str], list[str]]:
+    """Names of schemes and edits.
+
+    Raises:
+        ValueError: there is none of them, or something has no such name; found out without torch.
+    """
+    check_folder("out", out)
+    asked = {"scheme": names.listed(schemes), "edit": names.listed(edits)}
+    for kind, texts in asked.items():
+        if not texts:
+            raise ValueError(f"{kind}s must name at least one; see expunge list {kind}s")
+        for text in texts:
+            for part in text.split("+") if kind == "edit" else [text]:
+                names.check(kind, part)
+    return asked["scheme"], asked["edit"]
+
+
+def _made(schemes: Sequence[str], edits: Sequence[str]) -> tuple[list[Scheme], list[Edit]]:
+    from expunge.watermark import names as made
+
+    return [made.scheme(text) for text in schemes], [made.edit(text) for text in edits]
 
 
 def _tell(log: WatermarkLog, out: Path, as_json: bool) -> None:
@@ -158,11 +206,11 @@ def erased(
     edits: Annotated[
         Names, Parameter(help="Names, with levels as in `img2img:0.8`.")
     ] = _EDITS_OF_ERASED,
-    model: Annotated[str | None, Parameter(help="The original; the record's by default.")] = None,
-    count: Annotated[int, Parameter(help="Pictures of each erased concept.")] = 60,
+    source: Source = USUAL_SOURCE,
+    count: Annotated[int, WHOLE, Parameter(help="Pictures of each erased concept.")] = 60,
     strength: Annotated[float, Parameter(help="Of the erasure.")] = 1.0,
     out: Annotated[
-        Path | None, Parameter(help="Where to; `watermark` in the run's folder by default.")
+        Path | None, PATH, Parameter(help="Where to; `watermark` in the run's folder by default.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -173,34 +221,39 @@ def erased(
 
     Example: `expunge watermark erased runs/cat --count 40`
     """
+    folder = run / "watermark" if out is None else out
+    asked = _checked(schemes, edits, folder)
+    check_number("count", count, 1, 1_000_000)
+    check_number("strength", strength, -MOST_STRENGTH, MOST_STRENGTH)
+    record = read_record(run)
+    source.profile(record)
     from expunge.erasure import Erasure
-    from expunge.names import listed
-    from expunge.watermark import names
     from expunge.watermark.both_layers import layers
 
-    erasure = Erasure.load(run)
-    log = layers(
-        backbone_of(model or erasure.record["model"]),
-        erasure,
-        [names.scheme(text) for text in listed(schemes)],
-        [names.edit(text) for text in listed(edits)],
-        count=count,
-        strength=strength,
-        folder=out or run / "watermark",
-        command=command_line(),
-    )
-    _tell(log, out or run / "watermark", as_json)
+    chosen, done = _made(*asked)
+    with resumable(folder):
+        log = layers(
+            source.load(record),
+            Erasure.load(run),
+            chosen,
+            done,
+            count=count,
+            strength=strength,
+            folder=folder,
+            command=command_line(),
+        )
+    _tell(log, folder, as_json)
 
 
 @watermark.command
 def train(
     *,
-    out: Annotated[Path, Parameter(help="Where to; a stopped run goes on from there.")],
+    out: Annotated[Path, PATH, Parameter(help="Where to; a stopped run goes on from there.")],
     variant: Annotated[
         Literal["learned", "learned-vae"],
         Parameter(help="`learned-vae` has a model's autoencoder in the loop."),
     ] = "learned",
-    bits: Annotated[int, Parameter(help="Of a payload.")] = 32,
+    bits: Annotated[int, WHOLE, Parameter(help="Of a payload.")] = 32,
     model: Annotated[str, Parameter(help="Whose autoencoder `learned-vae` meets.")] = (
         "miniature-sd"
     ),
@@ -212,6 +265,9 @@ def train(
 
     Example: `expunge watermark train --out runs/mark --variant learned`
     """
+    check_folder("out", out)
+    check_number("bits", bits, 1, 1024)
+    check_number("share", share, 1e-6, 1)
     import torch
 
     from expunge.backbone.load import load

@@ -5,25 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
 from expunge.cli.app import (
+    PATH,
+    WHOLE,
     Json,
-    Model,
-    backbone_of,
-    miniature,
+    app,
+    check_folder,
+    check_number,
     percent,
     print_json,
     say,
 )
+from expunge.cli.source import USUAL_SOURCE, Source
+
+miniature = App(name="miniature", help="The bundled world and its models: train, show, check.")
+app.command(miniature)
 
 
 @miniature.command(name="train")
 def miniature_train(
     *,
-    out: Annotated[Path, Parameter(help="Where to; a stopped run goes on from there.")],
+    out: Annotated[Path, PATH, Parameter(help="Where to; a stopped run goes on from there.")],
     model: Annotated[
         Literal["miniature-sd", "miniature-flux"],
         Parameter(help="`miniature-flux` takes over CLIP and autoencoder of `miniature-sd`."),
@@ -37,6 +43,8 @@ def miniature_train(
 
     Example: `expunge miniature train --out runs/miniature`
     """
+    check_folder("out", out)
+    check_number("share", share, 1e-6, 1)
     from expunge.miniature import flux
     from expunge.miniature.train import Plans, train
 
@@ -51,27 +59,32 @@ def miniature_train(
 @miniature.command(name="show")
 def miniature_show(
     *,
-    out: Annotated[Path, Parameter(help="Folder for the sheets.")] = Path("runs/miniature-show"),
-    model: Model = "miniature-sd",
-    count: Annotated[int, Parameter(help="Pictures a sheet.")] = 60,
+    out: Annotated[Path, PATH, Parameter(help="Folder for the sheets.")] = Path(
+        "runs/miniature-show"
+    ),
+    source: Source = USUAL_SOURCE,
+    count: Annotated[int, WHOLE, Parameter(help="Pictures a sheet.")] = 60,
 ) -> None:
     """Make contact sheets of the world, and of what a model draws for the same captions.
 
     Example: `expunge miniature show --out sheets`
     """
+    check_folder("out", out)
+    check_number("count", count, 1, 10_000)
+    source.profile()
     from expunge.miniature.show import show
 
-    for path in show(backbone_of(model), out, count):
+    for path in show(source.load(), out, count):
         say(str(path))
 
 
 @miniature.command(name="check")
 def miniature_check(
     *,
-    model: Model = "miniature-sd",
-    prompts: Annotated[int, Parameter(help="Distinct held-out prompts a domain.")] = 1000,
+    source: Source = USUAL_SOURCE,
+    prompts: Annotated[int, WHOLE, Parameter(help="Distinct held-out prompts a domain.")] = 1000,
     judges: Annotated[
-        Path | None, Parameter(help="Folder of the judges; the bundled ones.")
+        Path | None, PATH, Parameter(help="Folder of the judges; the bundled ones.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -79,9 +92,11 @@ def miniature_check(
 
     Example: `expunge miniature check --prompts 200`
     """
+    check_number("prompts", prompts, 1, 100_000)
+    source.profile()
     from expunge.miniature.check import check
 
-    figures = check(backbone_of(model), prompts, judges)
+    figures = check(source.load(), prompts, judges)
     if as_json:
         return print_json(figures)
     table = Table("figure", "of", "n", "measured", "wanted", "met")

@@ -1,9 +1,1 @@
-"""Erasers, one method per file."""
-
-from expunge.eraser.esd import ESD
-from expunge.eraser.fade import FADE
-from expunge.eraser.speed import SPEED
-from expunge.eraser.trace import TRACE
-from expunge.eraser.uce import UCE
-
-__all__ = ["ESD", "FADE", "SPEED", "TRACE", "UCE"]
+"""Erasers, one method per file; `expunge.names` knows them by name."""

@@ -78,6 +78,10 @@ class FineTuner(Eraser):
         check_counts(self, "steps", "batch_size", "rank", least=1)
         check_numbers(self, "lr", above=0)
         check_choice(self, attention=Branch)
+        if self.resolution is not None:
+            check_counts(self, "resolution", least=16)
+        if self.guidance_scale is not None:
+            check_numbers(self, "guidance_scale", least=0)
 
     # --- what a method says
 

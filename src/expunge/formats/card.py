@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +86,14 @@ def _template() -> Any:
         lstrip_blocks=True,
         autoescape=False,
     )
-    environment.filters.update(yaml=json.dumps, line=_line, cell=_cell)
+    environment.filters.update(yaml=json.dumps, line=_line)
     return environment.get_template("model_card.md.jinja")
 
 
 def _line(value: object) -> str:
-    """On one line, with nothing that begins a tag."""
-    return " ".join(str(value).split()).replace("<", "&lt;")
-
-
-def _cell(value: object) -> str:
-    return _line(value).replace("\\", "\\\\").replace("|", "\\|")
+    """On one line, as it is spelled: no link, no table, no tag."""
+    plain = " ".join(str(value).split()).replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", plain)
 
 
 def _use(erasure: Erasure, format_: str, lora: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from expunge.backbone.profile import BUNDLED
-from expunge.erasure import SCHEMA, Erasure
+from expunge.erasure import Erasure
+from expunge.record import SCHEMA
 
 HEADER = "expunge"
 """Key of a file's header under which the record lies, as JSON."""

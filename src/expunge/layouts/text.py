@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from torch import Tensor
+
 from expunge.change import LowRank
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -47,30 +49,40 @@ def refuse_unread(places: Iterable[str], architecture: str) -> None:
             )
 
 
-def whole_attentions(changes: Mapping[str, LowRank]) -> dict[str, LowRank]:
-    """The same changes, with zeros where readers need an attention whole.
+def gaps(names: Iterable[str]) -> list[str]:
+    """Layers of one CLIP text encoder that have no change, and readers need beside those that do.
 
     Args:
-        changes: of one CLIP text encoder, by its own names for layers.
+        names: of the changed layers, by the encoder's own names.
     """
-    if not changes:
-        return {}
-    layers = sorted({_layer(name) for name in changes if ".self_attn." in name})
-    layers = layers or [_layer(min(changes))]
-    width = _width(changes)
-    like = next(iter(changes.values())).down
-    zeros = LowRank(like.new_zeros(1, width), like.new_zeros(width, 1))
-    filled = {f"{layer}.self_attn.{part}": zeros for layer in layers for part in _ATTENTION}
-    return filled | dict(changes)
+    present = set(names)
+    layers = sorted({_layer(name) for name in present if ".self_attn." in name})
+    layers = layers or [_layer(min(present))]
+    wanted = [f"{layer}.self_attn.{part}" for layer in layers for part in _ATTENTION]
+    return [name for name in wanted if name not in present]
+
+
+def whole_attentions(changes: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """The same changes of one CLIP text encoder, with zeros in its `gaps`."""
+    name, change = next(iter(changes.items()))
+    width = _width(name, (change.up.shape[0], change.down.shape[1]))
+    zeros = LowRank(change.down.new_zeros(1, width), change.down.new_zeros(width, 1))
+    return dict.fromkeys(gaps(changes), zeros) | dict(changes)
+
+
+def whole_deltas(deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same whole changes of one CLIP text encoder, with zeros in its `gaps`."""
+    name, delta = next(iter(deltas.items()))
+    width = _width(name, (delta.shape[0], delta.shape[1]))
+    return dict.fromkeys(gaps(deltas), delta.new_zeros(width, width)) | dict(deltas)
+
+
+def _width(name: str, shape: tuple[int, int]) -> int:
+    """What an encoder's states hold: in and out of attention, in of fc1 and out of fc2."""
+    return shape[0] if name.endswith("fc2") else shape[1]
 
 
 def _layer(name: str) -> str:
     match = _LAYER.fullmatch(name)
     assert match is not None
     return match["layer"]
-
-
-def _width(changes: Mapping[str, LowRank]) -> int:
-    """What the encoder's states hold: in and out of attention, in of fc1 and out of fc2."""
-    name, change = next(iter(changes.items()))
-    return change.up.shape[0] if name.endswith("fc2") else change.down.shape[1]

@@ -15,11 +15,35 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 _HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:24] or "host"
 _COUNT = itertools.count()
 _PARTIAL = re.compile(r"\..+\.[A-Za-z0-9]+-\d+-\d+-\d+\.partial")
 _LEFT_OVER = 3600
 """Seconds after which nobody is still writing a temporary file."""
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse a file that could run code when it is read.
+
+    Raises:
+        ValueError: its ending is a pickle's.
+    """
+    if path.suffix in PICKLES:
+        raise ValueError(f"{path.name} is a pickle, which can run code; only safetensors are read")
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no file, or a pickle.
+
+    Raises:
+        ValueError: says what it is.
+    """
+    refuse_pickle(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name the .safetensors file in it")
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
