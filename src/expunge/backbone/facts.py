@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable
@@ -228,7 +229,9 @@ class Facts(ABC):
             "pipeline": type(self.pipe).__name__,
             "content_hash": self.content_hash(),
             "scheduler": type(scheduler).__name__,
-            "scheduler_config": {n: v for n, v in sorted(config.items()) if not n.startswith("_")},
+            "scheduler_config": {
+                n: _finite(v) for n, v in sorted(config.items()) if not n.startswith("_")
+            },
             "sampler": self.sampler,
             "guidance": self.guidance,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -253,6 +256,12 @@ class Facts(ABC):
     def _usual_sampling(self) -> Sampling:
         """How models of this family are drawn where no profile says better."""
         return Sampling()
+
+
+def _finite(value: Any) -> Any:
+    """A setting as JSON can hold it: schedulers clip at minus infinity."""
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if infinite else value
 
 
 def _computes(parameter: torch.Tensor) -> bool:

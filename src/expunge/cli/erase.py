@@ -234,10 +234,7 @@ def with_options(method: str) -> Callable[..., None]:
         if parameter.kind is not parameter.VAR_KEYWORD
     ]
     group, named = f"{eraser.__name__} (default: preset)", [each.name for each in fields(eraser)]
-    free = [
-        _option(name, hints[name], notes.get(name, ""), group)
-        for name in named
-    ]
+    free = [_option(name, hints[name], notes.get(name, ""), group) for name in named]
 
     def run(*concepts: str, **options: Any) -> None:
         erase(*concepts, **options)
