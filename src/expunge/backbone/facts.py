@@ -260,8 +260,6 @@ class Facts(ABC):
         return Sampling()
 
 
-
-
 def _computes(parameter: torch.Tensor) -> bool:
     """Whether a model computes in the type of a parameter; with layerwise casting it stores others
     in eight bits."""
