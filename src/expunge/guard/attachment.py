@@ -116,7 +116,7 @@ class Attachment:
 
     # --- the denoiser's calls
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _SILENT.get():
             return None
@@ -132,7 +132,7 @@ class Attachment:
             return None
         return (), self.backbone.told(given, conditioning)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         if _SILENT.get():
             return None

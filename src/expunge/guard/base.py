@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 from expunge.concept import Concept
-
 from expunge.settings import labelled
 
 if TYPE_CHECKING:
