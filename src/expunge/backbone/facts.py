@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable
@@ -228,7 +229,11 @@ class Facts(ABC):
             "pipeline": type(self.pipe).__name__,
             "content_hash": self.content_hash(),
             "scheduler": type(scheduler).__name__,
-            "scheduler_config": {n: v for n, v in sorted(config.items()) if not n.startswith("_")},
+            "scheduler_config": {
+                name: _written(value)
+                for name, value in sorted(config.items())
+                if not name.startswith("_")
+            },
             "sampler": self.sampler,
             "guidance": self.guidance,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -267,3 +272,9 @@ def fastest(device: torch.device) -> Precision:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "own"
     native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bfloat16" if native else "own"
+
+
+def _written(value: Any) -> Any:
+    """A setting as JSON takes it: some schedulers have an infinite one."""
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if infinite else value
