@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from expunge import hooks
 from expunge.backbone.base import Backbone
@@ -73,7 +72,8 @@ class Condition:
             The model to draw with: `backbone` itself, or for random weights one of its own.
         """
         if self.random_seed is not None:
-            yield _random(backbone, self.random_seed)
+            with hooks.original():  # the text encoders are shared
+                yield _random(backbone, self.random_seed)
             return
         with contextlib.ExitStack() as entered:
             if self.erasure is None:
@@ -96,8 +96,10 @@ def erased(erasure: Erasure, strength: float | Mapping[str, float] = 1.0) -> Con
 
 
 def guarded(before: Condition, *guards: Guard) -> Condition:
-    """A condition with guards on it."""
-    names = " + ".join(guard.name for guard in guards)
+    """A condition with guards on it, against what its erasure erased where they do not say."""
+    if before.erasure is not None:
+        guards = tuple(guard.against(before.erasure.concepts) for guard in guards)
+    names = " + ".join(guard.label for guard in guards)
     return Condition(
         f"{before.name} + {names}",
         "guarded",
@@ -119,11 +121,10 @@ def random_weights(seed: int = 0) -> Condition:
 
 
 def _check_plain(backbone: Backbone) -> None:
-    kinds = {type(p) for p in backbone.denoiser.parameters()}
-    if not kinds <= {nn.Parameter, torch.Tensor}:
+    if backbone.quantised:
         raise ValueError(
             "random weights need a model whose own are plain numbers, and this one is quantised; "
-            "load it in half precision, or leave the control out"
+            "load it in half precision, or leave the control out (control=False)"
         )
 
 

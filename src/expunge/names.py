@@ -36,7 +36,9 @@ ERASERS = {
 ATTACKS = {
     "plain": "expunge.attack.plain:Plain",
 }
-GUARDS: dict[str, str] = {}
+GUARDS = {
+    "irece": "expunge.guard.irece:IRECE",
+}
 JUDGES = {
     "miniature-conv": "expunge.judge.miniature:conv",
     "miniature-patch": "expunge.judge.miniature:patch",

@@ -8,9 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from expunge.concept import Concept, Prompt
+from expunge.settings import labelled
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,6 +36,10 @@ class Case:
     prompts: tuple[Prompt, ...]
 
 
+Reference: TypeAlias = "tuple[str, Image.Image]"
+"""A picture of the concept, and the training prompt that the original drew it from."""
+
+
 @dataclass(frozen=True)
 class Sight:
     """What an attack may look at.
@@ -46,7 +51,7 @@ class Sight:
     """
 
     backbone: Backbone
-    references: Callable[[int], Sequence[Image.Image]]
+    references: Callable[[int], Sequence[Reference]]
     seed: int = 0
 
 
@@ -56,12 +61,13 @@ class Attempt:
 
     Attributes:
         prompts: one for each of the case's.
-        tokens: learned vectors for words in them: word -> text encoder -> (k, width).
+        tokens: what every text encoder reads for words in them, learned vectors (k, width) or a
+            text: word -> text encoder -> what; see `Backbone.encode`.
         latents: to start from, (n, channels, height, width), instead of the seeds' noise.
     """
 
     prompts: tuple[str, ...]
-    tokens: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    tokens: Mapping[str, Mapping[str, Tensor | str]] = field(default_factory=dict)
     latents: Tensor | None = None
 
 
@@ -70,7 +76,7 @@ class Attack(ABC):
     """A way to bring a concept back within a budget. Settings are its fields.
 
     Attributes:
-        name: in logs and on the command line.
+        name: on the command line.
         access: what an attacker needs for it.
         text: how a sentence names it, such as "with a learned embedding".
         seed: of everything random in it.
@@ -90,6 +96,12 @@ class Attack(ABC):
     @abstractmethod
     def budget(self) -> Mapping[str, int]:
         """What it spends: gradient steps, queries, pictures."""
+
+    @property
+    def label(self) -> str:
+        """How logs name it: its name and what differs from the usual settings, as the command line
+        has them, such as `textual-inversion:vectors=4`."""
+        return labelled(self.name, self)
 
     def check(self, backbone: Backbone) -> None:  # noqa: B027  most work on every model
         """Refuse a model this attack cannot work on, before any work.

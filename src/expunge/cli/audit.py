@@ -130,9 +130,10 @@ def audit(
     shelf = run / "log" if store is None else store
     check_folder("store", shelf)
     backbone = source.load(record)
-    from expunge.auditing.audit import audit as run_audit
-    from expunge.auditing.audit import plan, usual_judges
     from expunge.auditing.cases import Sizes
+    from expunge.auditing.plan import plan
+    from expunge.auditing.run import audit as run_audit
+    from expunge.auditing.run import usual_judges
     from expunge.erasure import Erasure
     from expunge.judge.choose import judge as judge_of
     from expunge.run.store import Store
