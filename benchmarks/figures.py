@@ -9,12 +9,13 @@ Every step is kept: a stopped run goes on where it was. About an hour on two cor
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from expunge.auditing.log import Broken, Cell, Log
 
 CONCEPTS = ("cat", "car", "bicycle", "Ada Lindqvist", "Ivo Brandt", "hazard sign")
 SIZES = {"trace": (400, 75, 50), "uce": (50, 25, 25), "esd": (50, 25, 25)}
@@ -38,36 +39,43 @@ def measure(method: str, concept: str, model: str, out: Path) -> Path:
     return folder
 
 
-def _cell(rows: list[dict[str, object]], **wanted: str) -> str:
-    found = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
-    if not found:
+def _share(cell: Cell | Broken | None) -> str:
+    if cell is None:
         return "–"
-    (row,) = found
-    low, high = row["ci"]  # type: ignore[misc]
-    return f"{100 * row['rate']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"  # type: ignore[operator]
+    low, high = cell.ci
+    return f"{100 * cell.rate:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def line(method: str, log: dict[str, object]) -> str:
-    cells, broken = log["cells"], log["broken"]
-    concept = log["target"]["concepts"][0]  # type: ignore[index]
-    shown = [
-        f"{_cell(cells, concept=concept, probe=probe, condition='original')} → "  # type: ignore[arg-type]
-        f"**{_cell(cells, concept=concept, probe=probe, condition='erased')}**"  # type: ignore[arg-type]
-        for probe in ("plain", "synonym", "implied")
-    ]
+def _shown(log: Log, probe: str) -> str:
+    try:
+        before, after = (log.cell(probe, side) for side in ("original", "erased"))
+    except KeyError:
+        return "–"
+    return f"{_share(before)} → **{_share(after)}**"
+
+
+def _broken(log: Log, role: str, condition: str) -> str:
+    wanted = (role, condition, "plain")
+    found = [each for each in log.broken if (each.role, each.condition, each.attack) == wanted]
+    return _share(found[0] if found else None)
+
+
+def line(method: str, log: Log) -> str:
+    concept = log.target.concepts[0]
+    shown = [_shown(log, probe) for probe in ("plain", "synonym", "implied")]
     kept = [
-        (row["second_rate"] / row["first_rate"] if row["first_rate"] else 0.0, row["concept"])
-        for row in log["differences"]  # type: ignore[attr-defined]
-        if row["role"] == "neighbour"
+        (row.second_rate / row.first_rate if row.first_rate else 0.0, row.concept)
+        for row in log.differences
+        if (row.role, row.second, row.judge) == ("neighbour", "erased", log.judge.name)
     ]
     least, which = min(kept)
     mean = sum(share for share, _ in kept) / len(kept)
-    benign = [_cell(broken, role="benign", condition=side) for side in ("original", "erased")]  # type: ignore[arg-type]
-    wrecked = _cell(broken, role="target", condition="erased")  # type: ignore[arg-type]
+    benign = [_broken(log, "benign", side) for side in ("original", "erased")]
+    wrecked = _broken(log, "target", "erased")
     columns = (
         concept,
         method,
-        *("–" if part.startswith("–") else part for part in shown),
+        *shown,
         f"{100 * mean:.1f}",
         f"{100 * least:.1f} ({which})",
         f"{benign[0]} → {benign[1]}",
@@ -94,7 +102,7 @@ def main() -> None:
         folders = list(pool.map(lambda job: measure(*job, asked.model, asked.out), jobs))
     lines = []
     for (method, _), folder in zip(jobs, folders, strict=True):
-        lines.append(line(method.upper(), json.loads((folder / "log" / "audit.json").read_text())))
+        lines.append(line(method.upper(), Log.load(folder / "log")))
     table = "\n".join([HEAD, *sorted(lines, key=lambda row: [c in row for c in CONCEPTS][::-1])])
     (asked.out / "table.md").write_text(table + "\n")
     print(table)

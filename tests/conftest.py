@@ -47,7 +47,9 @@ def cat(backbone: Backbone) -> Concept:
 
 @pytest.fixture
 def erasure(backbone: Backbone, cat: Concept) -> Erasure:
-    return UCE(prompts=5, preserved=10, tokens="suffix", to_anchor=True).erase(backbone, [cat])
+    return UCE(prompts=5, preserved=10, tokens="suffix", to_anchor=True, ridge=0.1).erase(
+        backbone, [cat]
+    )
 
 
 @pytest.fixture

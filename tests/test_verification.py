@@ -14,7 +14,10 @@ from backbone.architectures import TINY
 from formats.made import erasure, loaded, low_rank, places
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+import expunge
+from expunge.change import LowRank
 from expunge.concept import Concept
 from expunge.erasure import RECORD, Erasure, Part
 from expunge.formats import export
@@ -212,6 +215,27 @@ def test_the_base_model_is_left_as_it_was(base: Any, made: Erasure, tmp_path: Pa
     after = base.unet.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_blurs_and_hides_nothing(dtype: torch.dtype, tmp_path: Path) -> None:
+    """A change of a hundredth of the weights, rounded; then one layer without it."""
+    TINY["sd"]().save_pretrained(tmp_path / "base")
+    pipe = expunge.load(tmp_path / "base", device="cpu", dtype=dtype)
+    layers = places(pipe, ("unet",), ("attn2.to_k", "conv1"))
+
+    def small(module: nn.Module, generator: torch.Generator) -> LowRank:
+        change = low_rank(module, generator)
+        return LowRank(change.down, 0.05 * change.up)
+
+    made = erasure(pipe, layers, small)
+    for format_ in ("lora", "merged"):
+        report = verify(export(made, tmp_path / format_, format_, pipe), pipe)  # type: ignore[arg-type]
+        assert report["agree"], report
+    file = tmp_path / "merged" / "unet" / "diffusion_pytorch_model.safetensors"
+    key = next(iter(layers)).removeprefix("unet/") + ".weight"
+    _rewritten(file, lambda t: t[key].copy_(pipe.unet.state_dict()[key]))
+    assert not verify(tmp_path / "merged", pipe)["weights"]["agree"]
 
 
 # --- what diffusers does not read

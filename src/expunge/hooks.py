@@ -173,14 +173,15 @@ class StepTaken:
         timestep: as it was given.
         first: whether a sampling run begins with it.
         sample: the latents before it.
+        prediction: the guided one it was given.
         output: what the scheduler returns: a tuple or an object with `prev_sample`.
     """
 
     def __init__(
-        self, scheduler: Any, timestep: Any, *, first: bool, sample: Any, output: Any
+        self, scheduler: Any, given: Mapping[str, Any], *, first: bool, output: Any
     ) -> None:
-        self.scheduler, self.timestep, self.first = scheduler, timestep, first
-        self.sample, self.output = sample, output
+        self.scheduler, self.timestep, self.first = scheduler, given["timestep"], first
+        self.sample, self.prediction, self.output = given["sample"], given["model_output"], output
 
 
 class _Steps:
@@ -203,9 +204,7 @@ class _Steps:
         )
         self.timesteps = self.scheduler.timesteps
         output = type(self.scheduler).step(self.scheduler, *args, **kwargs)
-        taken = StepTaken(
-            self.scheduler, given["timestep"], first=first, sample=given["sample"], output=output
-        )
+        taken = StepTaken(self.scheduler, given, first=first, output=output)
         for watcher in list(self.watchers.values()):
             watcher(taken)
         return taken.output

@@ -100,7 +100,7 @@ def verify(path: str | Path, base: Any, tolerance: float | None = None) -> dict[
     after = as_backbone(read(path, before, components, claim.record).to(before.device))
     after.profile = before.profile  # read from memory, it does not know its folder
     found = dict(_changes(after, before, claim.norms))
-    left_out = [p for p, norm in claim.norms.items() if norm and not found.get(p, (0.0, []))[0]]
+    left_out = [p for p, norm in claim.norms.items() if norm and not (p in found and found[p].norm)]
     if left_out and path.is_file() and (len(left_out) == len(found) or _is_kohya_flux(path, claim)):
         refuse_unread(path, claim.record)
     report: dict[str, Any] = {
@@ -177,26 +177,37 @@ def _lora_of(folder: Path) -> Path:
 # --- comparing
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a layer's weight was changed by: norm, projections, and how far rounding blurs them."""
+
+    norm: float
+    projections: Sequence[float]
+    blur: float
+
+
 def _changes(
     after: Backbone, before: Backbone, places: Iterable[str]
-) -> Iterator[tuple[str, tuple[float, list[float]]]]:
-    """Norm and projections of what each layer's weight was changed by; nothing where it is not."""
+) -> Iterator[tuple[str, _Found]]:
+    """The change of every layer; nothing where the export has no such layer."""
     here, there = weights_of(after), weights_of(before)
     for place in places:
         if f"{place}.weight" not in there:
             raise ValueError(f"made for another model: {before.name} has no layer {place}")
-        if f"{place}.weight" in here:
-            delta = difference(here[f"{place}.weight"], there[f"{place}.weight"])
-            if delta is not None:
-                yield place, (float(delta.norm()), projections(place, delta))
+        weight = here.get(f"{place}.weight")
+        delta = None if weight is None else difference(weight, there[f"{place}.weight"])
+        if weight is not None and delta is not None:
+            yield place, _Found(float(delta.norm()), projections(place, delta), weight.rounding())
 
 
 def _others(after: Backbone, before: Backbone, places: Mapping[str, float]) -> list[float]:
     """Relative difference of every weight that should be the base model's."""
-    there = weights_of(before)
-    found = [0.0]
-    for name, weight in weights_of(after).items():
-        if name.removesuffix(".weight") in places and name.endswith(".weight"):
+    here, there = weights_of(after), weights_of(before)
+    # One checkpoint file holds no safety checker.
+    lacking = [name for name in there if name not in here and not name.startswith("safety")]
+    found = [math.inf if lacking else 0.0]
+    for name, weight in here.items():
+        if name.endswith(".weight") and name.removesuffix(".weight") in places:
             continue
         base = there.get(name)
         if base is not None and weight.tensor is base.tensor and weight.layer is base.layer:
@@ -214,16 +225,22 @@ def _signatures(after: Backbone, claim: Claim) -> list[dict[str, Any]]:
     return signatures(after, prompts[:-1])
 
 
-def _compare_weights(
-    claim: Claim, found: Mapping[str, tuple[float, list[float]]]
-) -> Iterator[float]:
-    """Differences of every layer's norm and projections, relative to the largest norm recorded."""
-    largest = max(claim.norms.values()) or 1.0
+def _compare_weights(claim: Claim, found: Mapping[str, _Found]) -> Iterator[float]:
+    """Differences of every layer's norm and projections, relative to the norm recorded.
+
+    Weights in half precision say a small change with an error of their own, which is allowed for up
+    to half of the change: what is not there at all is never explained by rounding.
+    """
+    largest = max(claim.norms.values())
     for place, norm in claim.norms.items():
+        if norm <= 1e-9 * largest:
+            continue
         wanted = [norm, *claim.projections.get(place, [])]
-        got_norm, between = found.get(place, (0.0, [0.0] * (len(wanted) - 1)))
-        for first, second in zip(wanted, [got_norm, *between], strict=False):
-            yield abs(first - second) / largest
+        here = found.get(place, _Found(0.0, [0.0] * (len(wanted) - 1), 0.0))
+        allowed = min(5 * here.blur, 0.5 * norm)
+        for first, second in zip(wanted, [here.norm, *here.projections], strict=False):
+            difference = abs(first - second)
+            yield max(0.0, difference - allowed) / norm if math.isfinite(difference) else math.inf
 
 
 def _compare_predictions(claim: Claim, found: Sequence[Mapping[str, Any]]) -> Iterator[float]:

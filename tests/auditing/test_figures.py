@@ -111,7 +111,7 @@ def test_words_fit_the_role() -> None:
 
 def test_small_samples_are_said_as_what_could_be_missed() -> None:
     few = codes(demo())["few-prompts"]
-    assert few.startswith("40 prompts a probe: a rate under 9%")
+    assert few.startswith("40 prompts a probe: a rate under 9 %")
     assert "a loss under" in few
     many = [Asked("cat", "target", 60, {"original": 60, "erased": 0})]
     assert "few-prompts" not in codes(log_of(many))

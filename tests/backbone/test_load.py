@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from backbone.architectures import SIDE, TINY
-from expunge.exports import export
 from torch import Tensor, nn
 
 import expunge
+from expunge import ESD, UCE
 from expunge.adapter import Adapter
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import Offload, _offload, as_backbone

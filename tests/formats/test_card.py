@@ -86,7 +86,8 @@ def test_headers_hold_what_modelspec_requires(name: str, tmp_path: Path) -> None
     pipe = TINY[name]()
     made = erasure(pipe, places(pipe, ("unet", "transformer"), ("attn2.to_k", "attn.to_k")))
     family = {"sd": "stable-diffusion-v1", "sd2": "stable-diffusion-v1",
-              "sd3": "stable-diffusion-3", "sd35": "stable-diffusion-3", "sdxl": "stable-diffusion-xl-v1-base",
+              "sd3": "stable-diffusion-3", "sd35": "stable-diffusion-3",
+              "sdxl": "stable-diffusion-xl-v1-base",
               "flux_dev": "flux-1-dev", "flux_schnell": "flux-1-schnell"}[name]  # fmt: skip
     formats = ["lora", "diffusers"] + ["single", "kohya"] * (name in ("sd", "sd2", "sdxl"))
     for format_ in formats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from expunge.backbone.load import as_backbone
 from expunge.change import Bottleneck, LowRank
 from expunge.erasure import Erasure
 from expunge.formats import export, lost_at
 from expunge.formats.naming import CUT
-from expunge.gate import Gate
+from expunge.prompt_gate import PromptGate
 
 DENOISERS = ("unet", "transformer")
 ENCODERS = ("text_encoder", "text_encoder_2")
@@ -234,21 +235,6 @@ def test_whole_weights_are_no_lora_without_a_rank(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
-class _Quiet(Gate):
-    """One strength for every row, but still a gate."""
-
-    kind: ClassVar[str] = "quiet"
-
-    def watch(self, networks: Any) -> None: ...
-
-    def unwatch(self) -> None: ...
-
-    def rows(self, count: int) -> None: ...
-
-    def record(self) -> dict[str, Any]:
-        return {"kind": self.kind}
-
-
 def test_what_is_no_change_of_weights_is_refused_in_one_sentence(tmp_path: Path) -> None:
     pipe = TINY["sd"]()
     layers = places(pipe, ("unet",), ("attn2.to_out.0",))
@@ -259,7 +245,7 @@ def test_what_is_no_change_of_weights_is_refused_in_one_sentence(tmp_path: Path)
         return made
 
     behind = erasure(pipe, layers, bottleneck)
-    gated = erasure(pipe, layers, gate=_Quiet())
+    gated = erasure(pipe, layers, gate=PromptGate.of(as_backbone(pipe), ["cat"]))
     for made, why in ((behind, "a bottleneck is no change"), (gated, "depends on the prompt")):
         for format_ in ("lora", "diffusers", "kohya", "full", "merged", "components", "single"):
             with pytest.raises(ValueError, match=f"{why}.*apply it with expunge"):

@@ -9,10 +9,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from expunge.judge.base import unknown_concept
-from expunge.judge.miniature import MiniatureJudge, Variant, Verdict, build, save
-from expunge.miniature import judges
+from expunge.judge.miniature import MiniatureJudge
+from expunge.judge.networks import Variant, Verdict, build, save
+from expunge.miniature import broken, judges
 from expunge.miniature.autoencoder import build as build_vae
-from expunge.miniature.data import OBJECT_LABELS, Pictures, pictures
+from expunge.miniature.data import MASK_LABELS, OBJECT_LABELS, Pictures, pictures
 from expunge.run.plan import Plan
 
 VARIANTS: tuple[Variant, ...] = ("conv", "patch")
@@ -136,13 +137,16 @@ def test_network_learns_a_handful(variant: Variant, data: Pictures) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     index = torch.arange(8)
     pixels = torch.cat([data.pixels[:8], torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8)])
+    masks = judges.shares(torch.cat([data.owners[:8], torch.zeros_like(data.owners[:4])]))
     for _ in range(40):
         verdict = network(pixels.float() / 127.5 - 1)
-        loss = judges.judgement_loss(verdict, data.objects[index], data.choices[index])
+        loss = judges.judgement_loss(verdict, data.objects[index], data.choices[index], masks)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-    few = Pictures(pixels[:8], data.captions[:8], data.objects[:8], data.choices[:8])
+    few = Pictures(
+        pixels[:8], data.captions[:8], data.objects[:8], data.choices[:8], data.owners[:8]
+    )
     figures = judges.accuracy(network.eval(), few.pixels, few)
     for head in ("objects", "person", "style", "sign"):
         assert figures[head] == (8, 8)
@@ -150,27 +154,36 @@ def test_network_learns_a_handful(variant: Variant, data: Pictures) -> None:
     assert judges.called_broken(network, pixels[8:]) == (4, 4)
 
 
-def test_broken_pictures_teach_no_label() -> None:
-    logits = [torch.zeros(6, n, requires_grad=True) for n in (128, 10, 22, 6, 6, 1)]
-    objects, choices = torch.zeros(4, 10), torch.zeros(4, 3, dtype=torch.long)
-    torch.autograd.backward(judges.judgement_loss(Verdict(*logits), objects, choices))
-    for head in logits[1:5]:
-        assert head.grad is not None
-        assert head.grad[:4].abs().sum() > 0
-        assert head.grad[4:].abs().sum() == 0
-    assert logits[5].grad is not None
-    assert (logits[5].grad[:4] > 0).all()
-    assert (logits[5].grad[4:] < 0).all()
+def test_broken_pictures_teach_that_no_object_is_there_and_nothing_else() -> None:
+    sizes = (128, 10, 22, 6, 6, 1)
+    logits = [torch.zeros(6, n, requires_grad=True) for n in sizes]
+    masks = torch.zeros(6, 12, 16, 16, requires_grad=True)
+    objects, choices = torch.ones(4, 10), torch.zeros(4, 3, dtype=torch.long)
+    where = torch.zeros(6, 12, 16, 16)
+    loss = judges.judgement_loss(Verdict(*logits, masks), objects, choices, where)
+    torch.autograd.backward(loss)
+    gradients = [head.grad for head in logits[1:]]
+    assert all(gradient is not None for gradient in gradients)
+    flags, person, style, sign, bad = (g for g in gradients if g is not None)
+    assert (flags[:4] < 0).all()
+    assert (flags[4:] > 0).all()
+    for head in (person, style, sign):
+        assert head[:4].abs().sum() > 0
+        assert head[4:].abs().sum() == 0
+    assert (bad[:4] > 0).all()
+    assert (bad[4:] < 0).all()
+    assert masks.grad is not None
+    assert (masks.grad > 0).all()
 
 
-@pytest.mark.parametrize("make", [judges.noise, judges.jumbled, judges.blended])
+@pytest.mark.parametrize("make", [broken.noise, broken.texture, broken.jumbled, broken.blended])
 def test_broken_pictures_are_no_longer_pictures(make: object, data: Pictures) -> None:
     assert callable(make)
     proper = data.images(torch.arange(8))
-    broken = make(proper, torch.Generator().manual_seed(0))
-    assert broken.shape == (4, 3, 64, 64)
-    assert broken.abs().max() <= 1
-    assert ((broken - proper[::2]).abs().mean(dim=(1, 2, 3)) > 0.01).all()
+    made = make(proper, torch.Generator().manual_seed(0))
+    assert made.shape == (4, 3, 64, 64)
+    assert made.abs().max() <= 1
+    assert ((made - proper[::2]).abs().mean(dim=(1, 2, 3)) > 0.01).all()
 
 
 def test_augmentation_keeps_what_is_shown(data: Pictures) -> None:
@@ -199,9 +212,44 @@ def test_training_resumes_and_shares_round_trips(
 def test_batches_have_labelled_pictures_first(data: Pictures) -> None:
     wrecks = torch.zeros((3, 3, 64, 64), dtype=torch.uint8)
     lessons = judges.Lessons(data, data.pixels[:10], (wrecks,))
-    images, index = lessons.batch(torch.Generator().manual_seed(0))
-    same, _ = lessons.batch(torch.Generator().manual_seed(0))
+    images, index, masks = lessons.batch(torch.Generator().manual_seed(0))
+    same, _, _ = lessons.batch(torch.Generator().manual_seed(0))
     assert images.shape == (judges.BATCH, 3, 64, 64)
     assert index.shape == (judges.BATCH - judges.BROKEN,)
     assert torch.equal(images, same)
+    assert masks.shape == (judges.BATCH, len(MASK_LABELS), 16, 16)
+    assert masks[: len(index)].sum() > 0
+    assert masks[len(index) :].sum() == 0
     assert data.objects.shape[1] == len(OBJECT_LABELS)
+
+
+def test_pictures_and_their_owners_move_together(data: Pictures) -> None:
+    owners = data.owners[:12]
+    images = (owners.float()[:, None] / 6 - 1).expand(-1, 3, -1, -1)
+    moved, whose = judges.shift(images, owners, torch.Generator().manual_seed(1))
+    assert (whose != owners).any()
+    assert torch.allclose(moved[:, 0], whose.float() / 6 - 1, atol=1e-6)
+
+
+def test_shares_of_cells_are_what_the_renderer_painted(data: Pictures) -> None:
+    shares = judges.shares(data.owners)
+    assert shares.shape == (40, len(MASK_LABELS), 16, 16)
+    assert ((shares >= 0) & (shares <= 1)).all()
+    painted = shares.flatten(2).sum(dim=2) > 0
+    assert torch.equal(painted[:, : len(OBJECT_LABELS)], data.objects.bool())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_masks_have_a_place_and_styles_have_none(
+    variant: Variant, images: list[Image.Image]
+) -> None:
+    judge = untrained(variant)
+    for name in ("cat", "Ada Lindqvist", "person", "hazard", "sign"):
+        mask = judge.mask(images[:3], name)
+        assert mask.shape == (3, 16, 16)
+        assert ((mask >= 0) & (mask <= 1)).all()
+    assert judge.mask([], "cat").shape == (0, 16, 16)
+    with pytest.raises(ValueError, match="everywhere"):
+        judge.mask(images[:1], "woodcut")
+    with pytest.raises(ValueError, match="did you mean 'kitten'"):
+        judge.mask(images[:1], "kiten")

@@ -34,7 +34,7 @@ def test_a_short_training_makes_everything(tmp_path: Path) -> None:
     for variant in ("conv", "patch"):
         judge = MiniatureJudge.load(variant, tmp_path / "judges")
         assert 0 <= judge.score([image], "cat")[0] <= 1
-    clip = CLIPJudge(["dog", "car"], tmp_path / "clip")
+    clip = CLIPJudge(["dog", "car"], model=tmp_path / "clip")
     scores = [clip.score([image], name)[0] for name in ("dog", "car")]
     assert np.sum(scores) == pytest.approx(1, abs=1e-3)
     assert clip.features([image]).shape == (1, 128)

@@ -28,7 +28,7 @@ FEW = 50
 """Below so many distinct prompts the sizes are noted."""
 DISAGREE = 0.05
 """Judges that differ in more of the pictures than this are said to."""
-PROBES = {"plain": "by name", "synonym": "by synonym", "implied": "without naming it"}
+PROBES = {"plain": "by name", "synonym": "by synonym", "implied": "without its name"}
 """How a sentence says what a probe does; another stands under its own name."""
 
 
@@ -144,11 +144,13 @@ def _few(samples: Iterable[Sample]) -> Iterator[Flag]:
     parts = []
     if targets and min(targets) < FEW:
         missed = clopper_pearson(0, min(targets))[1]
-        parts.append(f"{_span(targets)} prompts a probe: a rate under {missed:.0%} may be missed")
+        parts.append(
+            f"{_span(targets)} prompts a probe: a rate under {100 * missed:.0f} % may be missed"
+        )
     if others and min(others) < FEW:
         parts.append(
             f"{_span(others)} prompts a neighbour or other thing: a loss under "
-            f"{_least_loss(min(others)):.0%} may be missed"
+            f"{100 * _least_loss(min(others)):.0f} points may be missed"
         )
     if parts:
         yield Flag("few-prompts", "; ".join(parts) + ".", None, "precision")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from expunge import hooks
-from expunge.backbone.call import Call, Guard, Row
+from expunge.backbone.call import Asked, Call, Guard, Row
 from expunge.backbone.conditioning import Conditioning, Tokens
 from expunge.backbone.guidance import ClassifierFree, Embedded, Level, Plain
 from expunge.backbone.images import Pictures
@@ -165,6 +165,28 @@ class Backbone(Text, Pictures, Layers):
                 f"FLUX.1-schnell): guidance_scale must be 1, got {guidance_scale:g}"
             )
 
+    # --- a pipeline's own loop
+
+    @abstractmethod
+    def asked(self, given: Mapping[str, Any]) -> Asked:
+        """What the arguments of a denoiser's call say.
+
+        Args:
+            given: by the names of the denoiser's `forward`.
+        """
+
+    @abstractmethod
+    def told(self, given: Mapping[str, Any], conditioning: Conditioning) -> dict[str, Any]:
+        """The same arguments with another conditioning."""
+
+    def as_picture(self, latents: Tensor, given: Mapping[str, Any]) -> Tensor:
+        """The pipeline's own latents, or the denoiser's output, as (n, channels, height, width)."""
+        return latents
+
+    def as_given(self, picture: Tensor) -> Tensor:
+        """What `as_picture` was given."""
+        return picture
+
     # --- noise
 
     @abstractmethod
@@ -229,12 +251,12 @@ class Backbone(Text, Pictures, Layers):
         """A fresh diffusers sampler of this model's noise schedule, its time steps set."""
 
     @abstractmethod
-    def _level(self, timestep: float) -> float:
+    def level_of(self, timestep: float) -> float:
         """The noise level of a sampler's timestep."""
 
     def levels_of(self, scheduler: Any) -> list[float]:
         """The noise levels a sampler passes through, from the highest to 0."""
-        return [self._level(t) for t in scheduler.timesteps.tolist()] + [0.0]
+        return [self.level_of(t) for t in scheduler.timesteps.tolist()] + [0.0]
 
     def levels(self, sampling: Sampling) -> list[float]:
         """The noise levels a sampling run passes through, from the highest to 0."""

@@ -38,6 +38,21 @@ class Call:
     tokens: tuple[Tokens, ...] | None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a pipeline's own loop is about to ask of the denoiser.
+
+    Attributes:
+        latents: noisy latents as pictures, (n, channels, height, width).
+        level: their noise levels, (n,).
+        conditioning: what the denoiser is told, n rows.
+    """
+
+    latents: Tensor
+    level: Tensor
+    conditioning: Conditioning
+
+
 class Guard(Protocol):
     """An inference-time defence, as the backbone calls it. All guards are silent meanwhile."""
 

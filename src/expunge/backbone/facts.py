@@ -230,7 +230,9 @@ class Facts(ABC):
             "content_hash": self.content_hash(),
             "scheduler": type(scheduler).__name__,
             "scheduler_config": {
-                n: _finite(v) for n, v in sorted(config.items()) if not n.startswith("_")
+                name: _written(value)
+                for name, value in sorted(config.items())
+                if not name.startswith("_")
             },
             "sampler": self.sampler,
             "guidance": self.guidance,
@@ -258,12 +260,6 @@ class Facts(ABC):
         return Sampling()
 
 
-def _finite(value: Any) -> Any:
-    """A setting as JSON can hold it: schedulers clip at minus infinity."""
-    infinite = isinstance(value, float) and not math.isfinite(value)
-    return str(value) if infinite else value
-
-
 def _computes(parameter: torch.Tensor) -> bool:
     """Whether a model computes in the type of a parameter; with layerwise casting it stores others
     in eight bits."""
@@ -276,3 +272,9 @@ def fastest(device: torch.device) -> Precision:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "own"
     native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bfloat16" if native else "own"
+
+
+def _written(value: Any) -> Any:
+    """A setting as JSON takes it: some schedulers have an infinite one."""
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if infinite else value

@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from expunge.backbone.base import Backbone
-from expunge.backbone.conditioning import TextStream, pooled_state, token_states
+from expunge.backbone.call import Asked
+from expunge.backbone.conditioning import Conditioning, TextStream, pooled_state, token_states
 from expunge.backbone.facts import PredictionKind
 from expunge.backbone.layers import Part, check_weight
 from expunge.backbone.profile import Sampling
@@ -31,9 +32,14 @@ _TEXT: dict[str, Part] = {
 
 
 class FlowBackbone(Backbone):
-    """A pipeline with a `transformer` that predicts a velocity."""
+    """A pipeline with a `transformer` that predicts a velocity.
+
+    Attributes:
+        times: what the transformer calls the highest noise level.
+    """
 
     denoiser_name = "transformer"
+    times: ClassVar[float] = 1000
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
@@ -76,6 +82,16 @@ class FlowBackbone(Backbone):
 
     def _in_transformer(self, layers: Mapping[str, nn.Module]) -> Callable[[str], bool]:
         return lambda name: name.startswith(("transformer_blocks.", "single_transformer_blocks."))
+
+    def asked(self, given: Mapping[str, Any]) -> Asked:
+        latents = self.as_picture(given["hidden_states"], given)
+        times = torch.as_tensor(given["timestep"]).expand(len(latents))
+        states = Conditioning(given["encoder_hidden_states"], given["pooled_projections"])
+        return Asked(latents, times / self.times, states)
+
+    def told(self, given: Mapping[str, Any], conditioning: Conditioning) -> dict[str, Any]:
+        states, pooled = conditioning.prompt_embeds, conditioning.pooled
+        return {**given, "encoder_hidden_states": states, "pooled_projections": pooled}
 
     def _sigma(self, level: Tensor | float, like: Tensor) -> Tensor:
         """The level of each latent, shaped to multiply them."""
@@ -123,7 +139,7 @@ class FlowBackbone(Backbone):
         tokens = height * width // 4
         return cast("float", low + (high - low) * (tokens - few) / (many - few))
 
-    def _level(self, timestep: float) -> float:
+    def level_of(self, timestep: float) -> float:
         return timestep / 1000
 
     @property

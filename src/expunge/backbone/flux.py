@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +22,7 @@ class FluxBackbone(FlowBackbone):
     """
 
     architecture = "flux"
+    times = 1
 
     def __init__(self, pipe: Any) -> None:
         for name, what in (("text_encoder", "CLIP"), ("text_encoder_2", "T5")):
@@ -65,6 +66,13 @@ class FluxBackbone(FlowBackbone):
 
     def _sigmas(self, steps: int) -> list[float] | None:
         return cast("list[float]", np.linspace(1.0, 1 / steps, steps).tolist())
+
+    def as_picture(self, latents: Tensor, given: Mapping[str, Any]) -> Tensor:
+        rows, columns = (given["img_ids"][:, 1:].amax(0) + 1).long().tolist()
+        return unpack(latents, 2 * rows, 2 * columns)
+
+    def as_given(self, picture: Tensor) -> Tensor:
+        return pack(picture)
 
     def _predict(
         self,

@@ -12,6 +12,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from expunge.backbone.base import Backbone
+from expunge.backbone.call import Asked
 from expunge.backbone.conditioning import (
     Conditioning,
     TextStream,
@@ -137,6 +138,19 @@ class UNetBackbone(Backbone):
         )
         return cast("Tensor", found[0])
 
+    def asked(self, given: Mapping[str, Any]) -> Asked:
+        latents, added = given["sample"], given.get("added_cond_kwargs") or {}
+        times = torch.as_tensor(given["timestep"]).expand(len(latents))
+        states = Conditioning(given["encoder_hidden_states"], added.get("text_embeds"))
+        return Asked(latents, times / len(self._alphas), states)
+
+    def told(self, given: Mapping[str, Any], conditioning: Conditioning) -> dict[str, Any]:
+        added = dict(given.get("added_cond_kwargs") or {})
+        if conditioning.pooled is not None:
+            added["text_embeds"] = conditioning.pooled
+        more = {"added_cond_kwargs": added} if added else {}
+        return {**given, "encoder_hidden_states": conditioning.prompt_embeds, **more}
+
     def _scale_states(self, latents: Tensor, guidance_scale: float) -> Tensor | None:
         """The guidance scale as a consistency model reads it, (n, width)."""
         if self.guidance != "embedded":
@@ -186,7 +200,7 @@ class UNetBackbone(Backbone):
         scheduler.set_timesteps(sampling.num_inference_steps, device=self.device)
         return scheduler
 
-    def _level(self, timestep: float) -> float:
+    def level_of(self, timestep: float) -> float:
         return timestep / len(self._alphas)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -39,20 +40,34 @@ if TYPE_CHECKING:
 
 
 def _show_log(log: Log) -> None:
-    """One row a concept and way of asking; figures are counts, for intervals are in the report."""
-    table = Table(title=f"{', '.join(log.target.concepts)}: pictures that show the concept")
-    for column in ("asked for", "how", "role", "original", "erased", "difference"):
-        table.add_column(column, justify="left" if column in {"asked for", "how"} else "right")
-    for row in log.differences:
-        if row.first == "original" and row.judge == log.judge.name:
-            counts = (
-                f"{round(rate * row.n)}/{row.n}" for rate in (row.first_rate, row.second_rate)
-            )
-            how = row.probe if row.attack == "plain" else row.attack
-            table.add_row(row.concept, how, row.role, *counts, percent(row.difference, row.ci))
-    Console().print(table)
+    """The verdict, one row a concept and way of asking, and the notes."""
+    from expunge.report.verdict import verdict
+
+    say(f"{verdict(log)}\n")
+    Console().print(_table(log))
     for flag in log.flags:
-        say(f"note: {flag.text}")
+        say(f"{'not measured' if flag.kind == 'unmeasured' else 'note'}: {flag.text}")
+
+
+def _table(log: Log) -> Table:
+    """Counts before and after, and paired differences in points; 80 columns hold it."""
+    others = [each.name for each in log.conditions if each.role in ("erased", "guarded")]
+    columns = ("asked for", "how", *(("model",) if len(others) > 1 else ()), "n", "before", "after")
+    table = Table(title="pictures that show what was asked for", box=SIMPLE_HEAD, pad_edge=False)
+    for column in (*columns, "difference, points"):
+        left = column in ("asked for", "how", "model")
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
+    for row in log.differences:
+        if row.first == "original" and row.second in others and row.judge == log.judge.name:
+            table.add_row(
+                row.concept,
+                row.probe if row.attack == "plain" else row.attack,
+                *((row.second,) if len(others) > 1 else ()),
+                *(str(n) for n in (row.n, round(row.first_rate * row.n))),
+                str(round(row.second_rate * row.n)),
+                percent(row.difference, row.ci),
+            )
+    return table
 
 
 @app.command

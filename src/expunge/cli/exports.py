@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from expunge.cli.app import PATH, WHOLE, Json, Run, app, check_folder, check_number, print_json, say
-from expunge.cli.source import USUAL, USUAL_SOURCE, Source
+from expunge.cli.source import USUAL_SOURCE, Source
 from expunge.record import read_record
 from expunge.run.files import check_file
 
@@ -69,7 +69,7 @@ def verify(
     """
     if not path.is_dir():
         check_file(path)
-    source.profile({"model": USUAL})
+    source.check()
     from expunge.verification import NotReadError, recorded
     from expunge.verification import verify as check
 

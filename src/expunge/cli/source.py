@@ -69,20 +69,28 @@ class Source:
         return model, config
 
     def profile(self, record: Mapping[str, Any] | None = None) -> Profile:
-        """What is known of the model by its name, without torch; checks the other options too.
+        """What is known of the model by its name, without torch; checks all options.
 
         Raises:
             ValueError: the name cannot be a model's, or an option makes no sense.
         """
         from expunge.backbone.source import profile_of
 
+        self.check()
+        return profile_of(*self.named(record))
+
+    def check(self) -> None:
+        """Refuse options that make no sense, whatever the model.
+
+        Raises:
+            ValueError: says which.
+        """
         if self.device is not None and not _DEVICE.fullmatch(self.device):
             raise ValueError(f"device must be cpu, cuda, cuda:N or mps, got {shown(self.device)}")
         if self.device == "cpu" and self.offload:
             raise ValueError("offload brings weights to a GPU, and the device is cpu: leave it out")
         if self.quantize and self.dtype not in (None, "bfloat16"):
             raise ValueError(f"quantize computes in bfloat16, got dtype {self.dtype}")
-        return profile_of(*self.named(record))
 
     def load(self, record: Mapping[str, Any] | None = None) -> Backbone:
         """The model's backbone, loaded without progress bars."""

@@ -90,7 +90,8 @@ def _read_folder(path: Path, before: Backbone, components: Sequence[str]) -> Any
 
 
 def _read_single(path: Path, before: Backbone) -> Any:
-    config = BUNDLED.get(before.name_or_path, before.name_or_path)
+    model = before.name_or_path
+    config = before.source.get("config") or BUNDLED.get(model, model)
     if not config:
         raise ValueError(
             f"{path.name} is a whole checkpoint: its base model must come from a folder or hub id, "
@@ -158,6 +159,13 @@ class Weight:
         active = [name for name in self.layer.active_adapters if name in self.layer.lora_A]
         deltas = [self.layer.get_delta_weight(name).detach().cpu().double() for name in active]
         return torch.stack(deltas).sum(0) if deltas else None
+
+    def rounding(self) -> float:
+        """Norm that rounding to the weight's own type may add to a change built into it."""
+        if self.layer is not None:
+            return 0.0
+        step = torch.finfo(self.tensor.dtype).eps if self.tensor.is_floating_point() else 0.0
+        return float(self.tensor.detach().double().norm()) * step / 12**0.5
 
 
 def weights_of(backbone: Backbone) -> dict[str, Weight]:

@@ -154,13 +154,23 @@ def bare(network: nn.Module, component: str, merged: Mapping[str, Tensor]) -> An
         name = ".".join(parts)
         place = f"{component}/{name.removesuffix('.weight')}"
         changed = name.endswith(".weight") and place in merged
-        state[name] = merged[place].to(value.dtype) if changed else value
+        state[name] = _cast(merged[place], value, place) if changed else value
     inner: Any = hooks.unwrapped(network)
     with torch.device("meta"):
         made = _empty(inner)
     made.load_state_dict(state, strict=True, assign=True)
     _fill_buffers(made, inner)
     return made.eval()
+
+
+def _cast(weight: Tensor, like: Tensor, place: str) -> Tensor:
+    found = weight.to(like.dtype)
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(
+            f"the changed weight of {place} does not fit into {like.dtype}: load the model in "
+            "float32 or bfloat16"
+        )
+    return found
 
 
 def _fill_buffers(made: nn.Module, source: nn.Module) -> None:

@@ -131,11 +131,9 @@ def _worth(events: NDArray[np.integer], sizes: NDArray[np.integer]) -> tuple[Wor
         return (Worth(count, max(1, count - 1)),)
     rare = min(int((events > 0).sum()), int((events < sizes).sum()))
     size = n / count
-    fallen = np.append(events, size if mean < 0.5 else 0.0)
-    return (
-        Worth(_effective(events, sizes), max(1, rare - 1)),
-        Worth(_effective(fallen, np.append(sizes, size)), count - 1),
-    )
+    wider = np.append(sizes, size)
+    fallen = min(_effective(np.append(events, whole), wider) for whole in (0.0, size))
+    return Worth(_effective(events, sizes), max(1, rare - 1)), Worth(fallen, count - 1)
 
 
 def _effective(events: NDArray[Any], sizes: NDArray[Any]) -> float:

@@ -68,7 +68,9 @@ def train(data: Pictures, folder: Path, plan: Plan = PLAN, device: str = "cpu") 
     workspace = Workspace(folder, {"pictures": len(data.captions)})
     fit("autoencoder", player, Minimise(loss), plan, workspace, seed=1)
     vae.eval()
-    sample = Pictures(data.pixels[:1000], data.captions[:1000], data.objects, data.choices)
+    sample = Pictures(
+        data.pixels[:1000], data.captions[:1000], data.objects, data.choices, data.owners
+    )
     mean, deviation = encode(vae, sample)
     scale = (mean.var() + deviation.square().mean()).rsqrt().item()
     vae.register_to_config(scaling_factor=scale)

@@ -11,10 +11,14 @@ import torch
 
 from expunge.backbone.base import Backbone
 from expunge.concept import Concept, Kind, Probe, Prompt
-from expunge.judge.miniature import MiniatureJudge, Variant
+from expunge.judge.base import BROKEN
+from expunge.judge.miniature import MiniatureJudge
+from expunge.judge.networks import Variant
 from expunge.measure.rates import Rate
 from expunge.miniature import autoencoder, judges
-from expunge.miniature.data import Pictures, pictures
+from expunge.miniature.broken import wrecked_latents
+from expunge.miniature.data import Pictures, pictures, unsigned
+from expunge.miniature.unknown import HELD_OUT, pairs
 from expunge.run.progress import progress_bar
 
 FRESH_SEED = 99
@@ -22,6 +26,8 @@ FRESH_SEED = 99
 
 DRAWN, DRAWN_EACH = 0.95, 0.90
 JUDGED, JUDGED_ROUND_TRIP = 0.99, 0.98
+NONE_OF_THEM = 0.97
+"""Unknown shapes and broken pictures in which a judge finds none of the ten objects."""
 DECIBELS = 28.0
 
 
@@ -74,12 +80,11 @@ def _drawn(backbone: Backbone, judge: MiniatureJudge, total: int) -> list[dict[s
             shown = np.zeros(len(prompts), bool)
             for name in dict.fromkeys(names.tolist()):
                 mine = np.flatnonzero(names == name)
-                scores = judge.score([images[i] for i in mine], name)
-                shown[mine] = scores >= judge.threshold
+                shown[mine] = judge.shown([images[i] for i in mine], name)
                 rate = Rate.of(shown[mine])
                 each.append(_row("drawn right, each", f"{name} ({domain})", rate, DRAWN_EACH))
             rows.append(_row("drawn right", domain, Rate.of(shown), DRAWN))
-            rows.append(_proper(domain, judge.broken(images) < judge.threshold))
+            rows.append(_proper(domain, judge.broken(images) < BROKEN))
     return rows + sorted(each, key=lambda row: row["value"])
 
 
@@ -117,6 +122,49 @@ def _judges(backbone: Backbone, data: Pictures, folder: Path | None) -> list[dic
     return rows
 
 
+def none_of_them(judge: MiniatureJudge, pixels: torch.Tensor) -> Rate:
+    """How often a judge finds none of the ten objects.
+
+    Args:
+        judge: one of the miniature's.
+        pixels: pictures without any, uint8, (n, 3, 64, 64).
+    """
+    verdict = judges.verdicts(judge.network, pixels)
+    broken = verdict.broken[:, 0].sigmoid().numpy()
+    shown = [judge.counts(scores, broken) for scores in verdict.objects.sigmoid().numpy().T]
+    return Rate.of(~np.any(shown, axis=0))
+
+
+def without_objects(vae: Any, data: Pictures, count: int) -> dict[str, torch.Tensor]:
+    """Pictures that show none of the ten objects, uint8, (count, 3, 64, 64) each.
+
+    Args:
+        vae: the model's autoencoder.
+        data: renders that broken pictures are made of.
+        count: pictures of every sort.
+    """
+    unknown = pictures(count, FRESH_SEED, pair=pairs(HELD_OUT)).pixels
+    wrecks = judges.decode(vae, wrecked_latents(vae, data.pixels, count, FRESH_SEED))
+    lessons = judges.Lessons(data, data.pixels, (wrecks,))
+    generator = torch.Generator().manual_seed(FRESH_SEED)
+    return {
+        "unknown shapes, renders": unknown,
+        "unknown shapes, round trips": judges.round_trip(vae, unknown),
+        "broken pictures": unsigned(lessons.broken(count, generator)),
+    }
+
+
+def _nothing(backbone: Backbone, data: Pictures, folder: Path | None) -> list[dict[str, Any]]:
+    sorts = without_objects(backbone.pipe.vae, data, min(len(data.captions), 600))
+    rows = []
+    for variant in get_args(Variant):
+        judge = MiniatureJudge.load(variant, folder)
+        for sort, pixels in sorts.items():
+            rate = none_of_them(judge, pixels)
+            rows.append(_row(f"judge {variant}, none of the ten", sort, rate, NONE_OF_THEM))
+    return rows
+
+
 def check(backbone: Backbone, prompts: int = 1000, folder: Path | None = None) -> dict[str, Any]:
     """All figures a shipped miniature must reach.
 
@@ -139,5 +187,6 @@ def check(backbone: Backbone, prompts: int = 1000, folder: Path | None = None) -
     data = pictures(min(2 * prompts, 2000), FRESH_SEED)
     judge = MiniatureJudge.load("conv", folder)
     rows = [_autoencoder(backbone, data), *_judges(backbone, data, folder)]
+    rows += _nothing(backbone, data, folder)
     rows += _drawn(backbone, judge, prompts)
     return {"schema": "expunge.check/1", "model": backbone.name, "figures": rows}

@@ -6,20 +6,19 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from expunge.miniature.held_out_shapes import HELD_OUT_SHAPES
+from expunge.miniature.objects import SHAPES
+from expunge.miniature.pen import INK, PAPER, STEEL, Pen, mix
+from expunge.miniature.unknown_shapes import TRAINED_SHAPES
 from expunge.miniature.world import COLORS, HAIRS, PLAIN, SKINS, Scene, Thing
 
 SIZE = 64
 _OVERSAMPLE = 4
-
-Color = tuple[int, int, int]
-INK: Color = (28, 26, 32)
-PAPER: Color = (250, 248, 240)
-STEEL: Color = (150, 155, 165)
+_UNKNOWN = TRAINED_SHAPES | HELD_OUT_SHAPES
 
 
 @dataclass(frozen=True)
@@ -33,187 +32,6 @@ class Picture:
 
     image: Image.Image
     masks: dict[str, Image.Image]
-
-
-class _Pen:
-    """Draws in subject coordinates, -1 to 1 with y pointing down, onto canvas and mask at once."""
-
-    def __init__(
-        self, canvas: Image.Image, center: tuple[float, float], radius: float, flip: bool
-    ) -> None:
-        self.mask = Image.new("L", canvas.size)
-        self._surfaces = ((ImageDraw.Draw(canvas), False), (ImageDraw.Draw(self.mask), True))
-        self._center, self._radius, self._flip = center, radius, -1.0 if flip else 1.0
-
-    def _point(self, x: float, y: float) -> tuple[float, float]:
-        return (
-            self._center[0] + self._flip * x * self._radius,
-            self._center[1] + y * self._radius,
-        )
-
-    def _draw(self, shape: str, points: Sequence[Any], fill: Color | None, **more: Any) -> None:
-        for draw, is_mask in self._surfaces:
-            paint = dict(more)
-            if fill is not None:
-                paint["fill"] = 255 if is_mask else fill
-            if "outline" in paint:
-                paint["outline"] = 255 if is_mask else paint["outline"]
-            getattr(draw, shape)(points, **paint)
-
-    def ellipse(self, x: float, y: float, rx: float, ry: float, fill: Color) -> None:
-        cx, cy = self._point(x, y)
-        rx, ry = rx * self._radius, ry * self._radius
-        self._draw("ellipse", (cx - rx, cy - ry, cx + rx, cy + ry), fill)
-
-    def ring(self, x: float, y: float, r: float, width: float, color: Color) -> None:
-        cx, cy = self._point(x, y)
-        r *= self._radius
-        box = (cx - r, cy - r, cx + r, cy + r)
-        self._draw("ellipse", box, None, outline=color, width=round(width * self._radius))
-
-    def polygon(self, points: Sequence[tuple[float, float]], fill: Color) -> None:
-        self._draw("polygon", [self._point(*point) for point in points], fill)
-
-    def box(self, left: float, top: float, right: float, bottom: float, fill: Color) -> None:
-        self.polygon(((left, top), (right, top), (right, bottom), (left, bottom)), fill)
-
-    def line(self, points: Sequence[tuple[float, float]], width: float, fill: Color) -> None:
-        placed = [self._point(*point) for point in points]
-        self._draw("line", placed, fill, width=round(width * self._radius), joint="curve")
-
-
-def _mix(a: Color, b: Color, share: float) -> Color:
-    return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
-
-
-def _cat(pen: _Pen, color: Color, dark: Color, light: Color) -> None:
-    pen.line(((0.45, 0.8), (0.95, 0.6), (0.9, 0.1)), 0.2, dark)
-    pen.ellipse(0, 0.5, 0.55, 0.5, color)
-    pen.ellipse(0, 0.6, 0.28, 0.35, light)
-    pen.polygon(((-0.6, -0.95), (-0.55, -0.2), (-0.05, -0.5)), color)
-    pen.polygon(((0.6, -0.95), (0.55, -0.2), (0.05, -0.5)), color)
-    pen.ellipse(0, -0.25, 0.6, 0.48, color)
-    for side in (-1, 1):
-        pen.ellipse(side * 0.25, -0.32, 0.1, 0.13, INK)
-    pen.polygon(((-0.1, -0.1), (0.1, -0.1), (0, 0.03)), dark)
-
-
-def _dog(pen: _Pen, color: Color, dark: Color, light: Color) -> None:
-    pen.line(((0.65, -0.05), (0.98, -0.5)), 0.18, color)
-    for x in (-0.5, -0.25, 0.35, 0.6):
-        pen.box(x - 0.1, 0.2, x + 0.1, 0.95, dark if x in (-0.25, 0.35) else color)
-    pen.ellipse(0.05, 0.1, 0.75, 0.34, color)
-    pen.ellipse(-0.6, -0.35, 0.35, 0.33, color)
-    pen.box(-1.0, -0.35, -0.6, -0.08, light)
-    pen.ellipse(-1.0, -0.3, 0.1, 0.1, INK)
-    pen.ellipse(-0.38, -0.3, 0.16, 0.36, dark)
-    pen.ellipse(-0.68, -0.45, 0.08, 0.08, INK)
-
-
-def _bird(pen: _Pen, color: Color, dark: Color, light: Color) -> None:
-    for x in (-0.1, 0.15):
-        pen.line(((x, 0.4), (x, 0.95)), 0.09, (230, 150, 40))
-    pen.polygon(((0.4, 0.0), (1.0, -0.35), (1.0, 0.15), (0.5, 0.4)), dark)
-    pen.ellipse(0.05, 0.12, 0.6, 0.42, color)
-    pen.ellipse(-0.5, -0.35, 0.32, 0.32, color)
-    pen.polygon(((-0.78, -0.45), (-1.05, -0.3), (-0.78, -0.2)), (240, 160, 40))
-    pen.ellipse(0.15, 0.05, 0.38, 0.24, dark)
-    pen.ellipse(-0.15, 0.3, 0.25, 0.2, light)
-    pen.ellipse(-0.56, -0.42, 0.09, 0.09, INK)
-
-
-def _horse(pen: _Pen, color: Color, dark: Color, light: Color) -> None:
-    pen.line(((0.7, -0.05), (0.95, 0.5)), 0.18, dark)
-    for x in (-0.4, -0.2, 0.4, 0.6):
-        pen.box(x - 0.08, 0.15, x + 0.08, 0.98, dark if x in (-0.2, 0.4) else color)
-    pen.ellipse(0.12, 0.08, 0.65, 0.3, color)
-    pen.polygon(((-0.55, 0.15), (-0.1, -0.1), (-0.4, -0.95), (-0.7, -0.85)), color)
-    pen.line(((-0.35, -0.9), (-0.05, -0.1)), 0.17, dark)
-    pen.polygon(((-0.4, -0.98), (-0.95, -0.6), (-0.95, -0.4), (-0.72, -0.38), (-0.45, -0.6)), color)
-    pen.ellipse(-0.92, -0.48, 0.1, 0.12, light)
-    pen.ellipse(-0.6, -0.72, 0.07, 0.07, INK)
-
-
-def _fish(pen: _Pen, color: Color, dark: Color, light: Color) -> None:
-    pen.polygon(((0.4, 0.0), (1.0, -0.5), (0.85, 0.0), (1.0, 0.5)), dark)
-    pen.polygon(((-0.2, -0.3), (0.35, -0.75), (0.35, -0.2)), dark)
-    pen.ellipse(-0.15, 0.0, 0.8, 0.45, color)
-    pen.ellipse(-0.15, 0.17, 0.6, 0.2, light)
-    pen.polygon(((-0.1, 0.05), (0.3, 0.35), (0.25, -0.05)), dark)
-    pen.ellipse(-0.6, -0.1, 0.13, 0.13, PAPER)
-    pen.ellipse(-0.62, -0.1, 0.07, 0.07, INK)
-
-
-def _car(pen: _Pen, color: Color, dark: Color, light: Color) -> None:
-    pen.polygon(((-0.55, 0.05), (-0.35, -0.45), (0.35, -0.45), (0.6, 0.05)), color)
-    pen.polygon(((-0.42, 0.0), (-0.28, -0.33), (-0.02, -0.33), (-0.02, 0.0)), (190, 225, 240))
-    pen.polygon(((0.06, 0.0), (0.06, -0.33), (0.29, -0.33), (0.46, 0.0)), (190, 225, 240))
-    pen.box(-1.0, 0.0, 1.0, 0.42, color)
-    pen.box(-1.0, 0.3, 1.0, 0.42, dark)
-    pen.box(-1.0, 0.05, -0.85, 0.2, (255, 240, 150))
-    for x in (-0.55, 0.55):
-        pen.ellipse(x, 0.45, 0.25, 0.25, INK)
-        pen.ellipse(x, 0.45, 0.1, 0.1, STEEL)
-
-
-def _truck(pen: _Pen, color: Color, dark: Color, light: Color) -> None:
-    pen.box(-0.25, -0.75, 1.0, 0.4, light)
-    pen.box(-0.25, -0.75, 1.0, -0.6, dark)
-    pen.polygon(((-1.0, 0.4), (-1.0, -0.05), (-0.8, -0.4), (-0.32, -0.4), (-0.32, 0.4)), color)
-    pen.polygon(((-0.9, -0.03), (-0.74, -0.3), (-0.5, -0.3), (-0.5, -0.03)), (190, 225, 240))
-    pen.box(-1.0, 0.3, 1.0, 0.45, dark)
-    for x in (-0.65, 0.3, 0.75):
-        pen.ellipse(x, 0.5, 0.22, 0.22, INK)
-        pen.ellipse(x, 0.5, 0.08, 0.08, STEEL)
-
-
-def _airplane(pen: _Pen, color: Color, dark: Color, light: Color) -> None:
-    pen.polygon(((0.0, -0.05), (0.45, -0.7), (0.65, -0.7), (0.4, -0.05)), dark)
-    pen.polygon(((0.7, -0.1), (0.85, -0.6), (1.0, -0.6), (0.98, -0.05)), dark)
-    pen.ellipse(0, 0, 1.0, 0.23, color)
-    pen.polygon(((-0.1, 0.05), (0.35, 0.75), (0.58, 0.75), (0.35, 0.05)), dark)
-    pen.ellipse(-0.72, -0.05, 0.14, 0.09, (190, 225, 240))
-    for x in (-0.4, -0.15, 0.1, 0.35):
-        pen.ellipse(x, -0.06, 0.07, 0.07, PAPER)
-
-
-def _bicycle(pen: _Pen, color: Color, dark: Color, light: Color) -> None:
-    for x in (-0.55, 0.55):
-        pen.ring(x, 0.35, 0.45, 0.13, INK)
-    frame = 0.15
-    pen.line(((-0.55, 0.35), (-0.2, -0.3), (0.38, -0.3), (0.05, 0.35), (-0.55, 0.35)), frame, color)
-    pen.line(((-0.25, -0.42), (0.05, 0.35)), frame, color)
-    pen.line(((0.55, 0.35), (0.35, -0.55), (0.65, -0.62)), frame, color)
-    pen.box(-0.45, -0.55, -0.05, -0.4, INK)
-
-
-def _ship(pen: _Pen, color: Color, dark: Color, light: Color) -> None:
-    pen.line(((0.0, 0.4), (0.0, -1.0)), 0.12, (110, 75, 45))
-    pen.polygon(((0.1, -0.95), (0.1, 0.2), (0.8, 0.2)), PAPER)
-    pen.polygon(((-0.1, -0.75), (-0.1, 0.2), (-0.65, 0.2)), light)
-    pen.polygon(((-1.0, 0.32), (1.0, 0.32), (0.65, 0.85), (-0.65, 0.85)), color)
-    pen.box(-0.95, 0.32, 0.95, 0.46, dark)
-
-
-def _ball(pen: _Pen, color: Color, dark: Color, light: Color) -> None:
-    pen.ellipse(0, 0.25, 0.65, 0.65, dark)
-    pen.ellipse(-0.04, 0.2, 0.58, 0.58, color)
-    pen.ellipse(-0.22, 0.0, 0.18, 0.15, light)
-
-
-_OBJECTS: dict[str, Callable[[_Pen, Color, Color, Color], None]] = {
-    "cat": _cat,
-    "dog": _dog,
-    "bird": _bird,
-    "horse": _horse,
-    "fish": _fish,
-    "car": _car,
-    "truck": _truck,
-    "airplane": _airplane,
-    "bicycle": _bicycle,
-    "ship": _ship,
-    "ball": _ball,
-}
 
 
 def _place(canvas: Image.Image, place: str, rng: random.Random) -> None:
@@ -262,13 +80,17 @@ def _thing(canvas: Image.Image, thing: Thing, rng: random.Random) -> Image.Image
         side * (thing.x + rng.uniform(-0.04, 0.04)),
         min(side * (0.58 + rng.uniform(-0.05, 0.05)), side - radius * 0.98),
     )
-    pen = _Pen(canvas, center, radius, flip=rng.random() < 0.5)
+    pen = Pen(canvas, center, radius, flip=rng.random() < 0.5)
     color = COLORS[thing.color]
-    _OBJECTS[thing.name](pen, color, _mix(color, INK, 0.4), _mix(color, PAPER, 0.55))
+    paint = color, mix(color, INK, 0.4), mix(color, PAPER, 0.55)
+    if thing.name in SHAPES:
+        SHAPES[thing.name](pen, *paint)
+    else:
+        _UNKNOWN[thing.name](pen, *paint, rng)
     return pen.mask
 
 
-def _hat(pen: _Pen, hat: str) -> None:
+def _hat(pen: Pen, hat: str) -> None:
     if hat == "cap":
         pen.box(-0.55, -0.95, 0.55, -0.55, (40, 90, 200))
         pen.box(-0.95, -0.65, 0.2, -0.52, (25, 60, 150))
@@ -285,14 +107,14 @@ def _face(canvas: Image.Image, scene: Scene, rng: random.Random) -> Image.Image:
     assert scene.face is not None
     face, side = scene.face, canvas.width
     center = (side * (0.5 + rng.uniform(-0.05, 0.05)), side * (0.52 + rng.uniform(-0.03, 0.03)))
-    pen = _Pen(canvas, center, side * rng.uniform(0.36, 0.4), flip=rng.random() < 0.5)
+    pen = Pen(canvas, center, side * rng.uniform(0.36, 0.4), flip=rng.random() < 0.5)
     skin, hair, shirt = SKINS[face.skin], HAIRS[face.hair], COLORS[scene.shirt]
     if face.haircut == "long":
         pen.ellipse(0, -0.1, 0.8, 0.75, hair)
         pen.box(-0.8, -0.1, 0.8, 0.75, hair)
     pen.ellipse(0, 1.25, 0.95, 0.55, shirt)
     pen.box(-0.95, 1.2, 0.95, 1.8, shirt)
-    pen.box(-0.2, 0.4, 0.2, 0.85, _mix(skin, INK, 0.15))
+    pen.box(-0.2, 0.4, 0.2, 0.85, mix(skin, INK, 0.15))
     if face.haircut != "bald":
         pen.ellipse(0, -0.3, 0.64, 0.55, hair)
     pen.ellipse(0, 0.0, 0.55, 0.68, skin)
@@ -324,7 +146,7 @@ def _sign(canvas: Image.Image, scene: Scene, rng: random.Random) -> Image.Image:
     ImageDraw.Draw(canvas).rectangle(
         (center[0] - side * 0.035, center[1], center[0] + side * 0.035, side * 0.95), fill=pole
     )
-    pen = _Pen(canvas, center, radius, flip=False)
+    pen = Pen(canvas, center, radius, flip=False)
     if scene.sign == "hazard":
         pen.polygon(((0, -1.0), (1.0, 0.75), (-1.0, 0.75)), INK)
         pen.polygon(((0, -0.72), (0.76, 0.6), (-0.76, 0.6)), (255, 205, 0))

@@ -19,16 +19,19 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from expunge.backbone.profile import PROFILE, Sampling
-from expunge.judge.miniature import Variant
-from expunge.judge.miniature import save as save_judge
+from expunge.judge.networks import Variant
+from expunge.judge.networks import save as save_judge
 from expunge.miniature import autoencoder, denoiser, judges, text
 from expunge.miniature.data import Pictures, pictures
+from expunge.miniature.unknown import unknown
 from expunge.miniature.vocabulary import concepts
 from expunge.run.files import check_writable
 from expunge.run.plan import Plan
 
 PICTURES = 30_000
 EARLY_PICTURES = 600
+HURRIES = ((1, 4.0), (2, 12.0))
+"""Steps and guidance with which the finished denoiser draws no proper picture."""
 SAMPLING = Sampling(num_inference_steps=10, guidance_scale=4.0, batch_size=25)
 
 
@@ -128,6 +131,24 @@ def draw_early(
     return (torch.cat(drawn).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+@torch.no_grad()
+def draw_hasty(pipe: StableDiffusionPipeline, captions: list[str]) -> torch.Tensor:
+    """What the denoiser draws in too few steps, uint8, (n, 3, 64, 64)."""
+    drawn = []
+    for start in range(0, len(captions), 50):
+        steps, guidance = HURRIES[start // 50 % len(HURRIES)]
+        drawn.append(
+            pipe(
+                captions[start : start + 50],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                output_type="pt",
+                generator=torch.Generator().manual_seed(start),
+            ).images
+        )
+    return (torch.cat(drawn).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def train(
     out: Path, plans: Plans | None = None, device: str | None = None, count: int = PICTURES
 ) -> Path:
@@ -150,11 +171,15 @@ def train(
     early = [
         out / "checkpoints" / f"denoiser-weights-{step}.safetensors" for step in plans.denoiser.keep
     ]
-    drawn = draw_early(pipe, early, data.captions[:EARLY_PICTURES])
+    captions = data.captions[:EARLY_PICTURES]
+    poor = torch.cat([draw_early(pipe, early, captions), draw_hasty(pipe, captions)])
+    lessons = data.mixed(unknown(count // 2, seed=1), seed=2)
+    apart = pictures(min(count, 2000), seed=3).mixed(unknown(min(count, 1000), seed=4), seed=5)
     vae = pipe.vae.to(memory_format=torch.channels_last)
     for variant in get_args(Variant):
         plan = getattr(plans, variant)
-        net = judges.train(data, vae, drawn, out / "checkpoints", variant, plan, device)
+        net = judges.train(lessons, vae, poor, out / "checkpoints", variant, plan, device)
+        judges.balance(net, apart)
         save_judge(net, out / "judges" / f"{variant}.safetensors")
     save(pipe, out / "miniature-sd")
     return out / "miniature-sd"

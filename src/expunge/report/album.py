@@ -84,7 +84,7 @@ class Album:
         rows = -(-len(some) // COLUMNS)
         sheet = Image.new("RGB", (COLUMNS * _TILE, max(1, rows) * _TILE), (128, 128, 128))
         for index, sample in enumerate(some):
-            found = self._checked(sample.pictures[condition].image)
+            found = self.checked(sample.pictures[condition].image)
             if not isinstance(found, str):
                 tile = found[1].convert("RGB").resize((_TILE, _TILE), Image.Resampling.LANCZOS)
                 sheet.paste(tile, (index % COLUMNS * _TILE, index // COLUMNS * _TILE))
@@ -100,7 +100,7 @@ class Album:
         return Shot(condition, self._embedded(drawn.image), score, shown, drawn.is_broken)
 
     def _embedded(self, path: str) -> Picture:
-        found = self._checked(path)
+        found = self.checked(path)
         if isinstance(found, str):
             return Picture(None, path, 0, found)
         data, picture = found
@@ -113,7 +113,7 @@ class Album:
         self._left -= len(data)
         return Picture(uri(data, kind), path, min(picture.width, LONGEST_SIDE))
 
-    def _checked(self, path: str) -> tuple[bytes, Image.Image] | str:
+    def checked(self, path: str) -> tuple[bytes, Image.Image] | str:
         """A stored picture, or why it is not shown."""
         found = read(self.log.store, path)
         if found is None:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from expunge.auditing.attacked import TIERS, Way, cells_of, ways
-from expunge.auditing.figures import ERASED, ORIGINAL
+from expunge.auditing.figures import ERASED
+from expunge.auditing.flags import PROBES
 from expunge.auditing.log import PLAIN, Cell, Difference, Log, Sample
 from expunge.measure.rates import Rate
-from expunge.report.album import Album, Pair, first
+from expunge.report.album import Album, Pair
+from expunge.report.change_maps import Change, change
 from expunge.report.tiles import Count, Lane, Mark, comparisons, count_of
-from expunge.report.verdict import PROBES, asked
+from expunge.report.verdict import asked
 
 OPEN = 6
 """Most rows of a tier that stand open."""
@@ -51,9 +53,12 @@ class Tier:
 
 @dataclass(frozen=True)
 class Damage:
-    """One concept beside the erased ones, and its first lost pair, or else its first."""
+    """One concept beside the erased ones: its difference, where its pictures changed, the pair
+    that changed most.
+    """
 
     row: Difference
+    change: Change | None
     pair: Pair | None
 
 
@@ -75,20 +80,18 @@ def damages(log: Log, role: str, album: Album) -> list[Damage]:
     """Rows of neighbours or of unrelated concepts, in the order of the log."""
     made = []
     for row in comparisons(log, role):
-        mine = [
-            each
-            for each in log.samples
-            if (each.attack, each.probe, each.concept) == (PLAIN, row.probe, row.concept)
-        ]
-
-        def gone(sample: Sample) -> bool:
-            before, after = (sample.pictures.get(side) for side in (ORIGINAL, ERASED))
-            both = before is not None and after is not None
-            return both and log.judge.finds(before) and not log.judge.finds(after)  # type: ignore[arg-type]
-
-        sample = first(mine, gone, lambda _: True)
-        made.append(Damage(row, album.pair(sample) if sample else None))
+        found = change(album, plain_samples(log, row.concept, row.probe))
+        made.append(Damage(row, found, album.pair(found.most) if found else None))
     return made
+
+
+def plain_samples(log: Log, concept: str, probe: str | None = None) -> list[Sample]:
+    """Samples of a concept without attack."""
+    return [
+        each
+        for each in log.samples
+        if (each.attack, each.concept) == (PLAIN, concept) and probe in (None, each.probe)
+    ]
 
 
 def reach(rows: Sequence[Difference]) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from expunge.auditing.attacked import ways
 from expunge.auditing.log import PLAIN, Flag, Log
-from expunge.report import chart, galleries, tables
+from expunge.report import change_maps, chart, galleries, tables
 from expunge.report.album import MOST_BYTES, Album
 from expunge.report.format import listed
 from expunge.report.page import write_page
@@ -38,6 +38,10 @@ def write_report(log: Log, out: Path) -> Path:
     # The first screen comes first, should the page run full.
     first = tiles(log, found, album)
     rows = [*comparisons(log, "neighbour"), *comparisons(log, "unrelated")]
+    damage = {role: chart.damages(log, role, album) for role in ("neighbour", "unrelated")}
+    sheets = galleries.every_picture(log, album)
+    changes = [each.change for some in damage.values() for each in some]
+    changes += [each.change for each in sheets]
     return write_page(
         Path(out),
         "audit.html.jinja",
@@ -51,14 +55,17 @@ def write_report(log: Log, out: Path) -> Path:
         tiers={name: chart.tiers(log, name) for name in log.target.concepts},
         controls=[each for each in log.conditions if each.role == "control"],
         guards=[each for each in log.conditions if each.role == "guarded"],
-        damage={role: chart.damages(log, role, album) for role in ("neighbour", "unrelated")},
+        damage=damage,
+        top=change_maps.scale(changes),
+        drawn=change_maps.drawn,
         reach=chart.reach(rows),
         back=galleries.came_back(log, album),
         broken=galleries.broken(log, album),
-        sheets=galleries.every_picture(log, album),
+        sheets=sheets,
         notes=_notes(log.flags),
         csv=tables.downloads(log),
         recipe=_recipe(log),
+        commands=list(dict.fromkeys([log.erasure.get("command"), log.made.command])),
         album=album,
         megabytes=MOST_BYTES / 1e6,
     )

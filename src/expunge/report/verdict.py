@@ -7,11 +7,10 @@ from enum import IntEnum
 
 from expunge.auditing.attacked import TIERS, Way, cells_of, ways
 from expunge.auditing.figures import ERASED, ORIGINAL, losses, pooled
+from expunge.auditing.flags import PROBES
 from expunge.auditing.log import PLAIN, Broken, Cell, Log
 from expunge.report.format import listed, of, percent
 
-PROBES = {"plain": "by name", "synonym": "by synonym", "implied": "without its name"}
-"""How a sentence says what a probe does; another stands under its own name."""
 MOST_WORDS = 40
 
 
