@@ -35,6 +35,7 @@ ERASERS = {
 }
 ATTACKS = {
     "plain": "expunge.attack.plain:Plain",
+    "textual-inversion": "expunge.attack.textual_inversion:TextualInversion",
 }
 GUARDS = {
     "irece": "expunge.guard.irece:IRECE",

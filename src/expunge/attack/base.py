@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from expunge.backbone.base import Backbone
+    from expunge.run.checkpoint import Workspace
 
 Access = Literal["prompt", "embedding", "latent", "weights"]
 """What an attacker needs: to type, to upload an embedding, to give latents, to hold the weights."""
@@ -48,11 +49,13 @@ class Sight:
         backbone: the model under attack where the attack is a white box, else the original.
         references: draws so many pictures of the concept with the original, from training prompts.
         seed: of everything random.
+        workspace: where it may keep what it would lose by a stop; None for nowhere.
     """
 
     backbone: Backbone
     references: Callable[[int], Sequence[Reference]]
     seed: int = 0
+    workspace: Workspace | None = None
 
 
 @dataclass(frozen=True)

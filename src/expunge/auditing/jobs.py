@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from expunge.backbone.sampling import follow
 from expunge.concept import Concept, Prompt
 from expunge.condition import Condition
 from expunge.judge.base import Judge
+from expunge.run.checkpoint import Workspace
 from expunge.run.jobs import Job
 from expunge.run.store import Record, Store
 
@@ -104,7 +106,10 @@ class Propose(Job):
         def references(count: int) -> list[Reference]:
             return _references(worker.backbone, self.case.concept, count, self.sampling)
 
-        attempt = self.attack.propose(Sight(backbone, references, self.attack.seed), self.case)
+        workspace = Workspace(worker.store.folder / "checkpoints" / self.id, {"attempt": self.id})
+        sight = Sight(backbone, references, self.attack.seed, workspace)
+        attempt = self.attack.propose(sight, self.case)
+        shutil.rmtree(workspace.folder, ignore_errors=True)
         _check_attempt(attempt, self)
         learned = {(w, e): value for w, own in attempt.tokens.items() for e, value in own.items()}
         tensors = {f"{w}/{e}": v for (w, e), v in learned.items() if isinstance(v, Tensor)}
