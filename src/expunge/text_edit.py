@@ -185,8 +185,10 @@ def concept_rows(backbone: Backbone, request: Request) -> dict[str, Rows]:
     Raises:
         ValueError: a prompt does not hold the concept.
     """
-    sources = backbone.encode_prompts([text for text, _ in request.pairs])
-    guides = backbone.encode_prompts([other for _, other in request.pairs])
+    texts = [text for text, _ in request.pairs] + [other for _, other in request.pairs]
+    short = request.tokens in ("last", "concept")
+    encoded = (backbone.encode_unpadded if short else backbone.encode_prompts)(texts)
+    sources, guides = encoded[: len(request.pairs)], encoded[len(request.pairs) :]
     aligned = _aligned(backbone, request)
     found = {}
     for name, stream in backbone.text_streams().items():
