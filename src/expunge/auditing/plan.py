@@ -106,7 +106,7 @@ def plan(
     """
     conditions = [original(), erased(erasure, strength)]
     conditions += [guarded(conditions[1], guard) for guard in guards]
-    if control and any(attack.white_box for attack in attacks):
+    if control and attacks:
         conditions.append(random_weights())
     _check_names("attacks", [Plain().label, *(attack.label for attack in attacks)])
     _check_names("guards", [condition.name for condition in conditions])

@@ -81,8 +81,8 @@ def audit(
         strength: of the erasure.
         attacks: what is tried to bring concepts back.
         guards: each gives a condition of its own, on the erased model.
-        control: make white-box attacks on random weights too; off, their figures cannot be told
-            from what the attack brings along, and a note says so.
+        control: attack random weights too; off, what comes back cannot be told from what attacks
+            bring along, and a note says so.
         split: `test` for figures, `validation` for choosing hyperparameters.
         frechet: measure Fréchet distances where there are enough benign pictures; this draws them
             once more with other seeds.
