@@ -113,7 +113,7 @@ class Attached(Protocol):
     def begin(self) -> None:
         """A step begins: nothing has run yet."""
 
-    def check_ran(self, network: nn.Module) -> None:
+    def check_ran(self) -> None:
         """A whole step is over.
 
         Raises:
@@ -149,7 +149,7 @@ def step_done(network: nn.Module) -> None:
     if silent():
         return
     for each in attached(network).values():
-        each.check_ran(network)
+        each.check_ran()
 
 
 # --- a pipeline's steps
