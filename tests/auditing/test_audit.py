@@ -124,7 +124,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, ...]]]:
         return draw_attempt(backbone, attempt, *rest)
 
     monkeypatch.setattr(jobs, "draw_attempt", spy)
-    yield batches
+    return batches
 
 
 def test_the_log_says_what_is_asked(finished: Path, small: Erasure) -> None:
