@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from expunge.adapter import Adapter
+from expunge.auditing import leakage
 from expunge.backbone.base import Backbone
 from expunge.backbone.guidance import ClassifierFree
 from expunge.backbone.load import as_backbone
@@ -183,6 +186,19 @@ def test_a_run_that_was_stopped_ends_as_an_unbroken_one(
     resumed = eraser.erase(backbone, [cat], folder=tmp_path)
     assert resumed.id == whole.id
     assert resumed.record["losses"] == whole.record["losses"]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_leakage_is_written_into_the_record(
+    backbone: Backbone, cat: Concept, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small = functools.partial(leakage.leakage, train=2, test=2, steps=2)
+    monkeypatch.setattr(leakage, "leakage", small)
+    erasure = replace(QUICK, steps=2, leakage=True).erase(backbone, [cat])
+    record = json.loads((erasure.save(tmp_path / "run") / "erasure.json").read_text())
+    found = record["leakage"]["cat"]
+    assert found["original"]["pairs"] == found["erased"]["pairs"] == {"train": 2, "test": 2}
+    assert "leakage" not in QUICK.erase(backbone, [cat]).record
 
 
 @pytest.mark.parametrize("family", ["sdxl", "flux_dev", "flux_schnell"])
