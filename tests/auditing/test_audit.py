@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -115,7 +114,7 @@ def _plan(backbone: Backbone, erasure: Erasure, **options: Any) -> Plan:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, ...]]]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """Prompts of every batch that is drawn."""
     batches: list[tuple[str, ...]] = []
 
@@ -124,7 +123,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, ...]]]:
         return draw_attempt(backbone, attempt, *rest)
 
     monkeypatch.setattr(jobs, "draw_attempt", spy)
-    yield batches
+    return batches
 
 
 def test_the_log_says_what_is_asked(finished: Path, small: Erasure) -> None:
