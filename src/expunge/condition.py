@@ -97,9 +97,9 @@ def erased(erasure: Erasure, strength: float | Mapping[str, float] = 1.0) -> Con
 
 def guarded(before: Condition, *guards: Guard) -> Condition:
     """A condition with guards on it, against what its erasure erased where they do not say."""
+    names = " + ".join(guard.label for guard in guards)  # as they were asked for
     if before.erasure is not None:
         guards = tuple(guard.against(before.erasure.concepts) for guard in guards)
-    names = " + ".join(guard.label for guard in guards)
     return Condition(
         f"{before.name} + {names}",
         "guarded",

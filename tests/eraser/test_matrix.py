@@ -219,7 +219,7 @@ def test_the_bare_refinement_meets_its_target(tokens: Any, backbone: Backbone) -
     eraser = TRACE(tune=False, ridge=0.0, preserved=0, prompts=1, tokens=tokens)
     erasure = eraser.erase(backbone, [ball])
     [request] = erasure.requests.values()
-    rows = concept_rows(backbone, request)["tokens"]
+    rows = concept_rows(backbone, {"cat": request})["cat"]["tokens"]
     assert len(rows.sources) == 1
     layers = backbone.prompt_projections()
     for place, delta in erasure.delta().items():
