@@ -64,7 +64,7 @@ def attack(request: pytest.FixtureRequest) -> Attack:
 def cat_erased(backbone: Backbone) -> Erasure:
     from expunge import UCE
 
-    cat = backbone.profile.vocabulary.resolve("cat")
+    cat: Concept = backbone.profile.vocabulary.resolve("cat")
     return UCE(prompts=5, preserved=5, tokens="suffix", to_anchor=True).erase(backbone, [cat])
 
 
@@ -75,6 +75,7 @@ def test_every_attack_can_be_made_again_from_its_label(attack: Attack) -> None:
     assert names.make("attack", attack.label) == attack
     assert type(attack)(**{k: v for k, v in attack.record().items() if k != "name"}) == attack
     assert Plain().label == "plain"
+    assert attack.text.startswith("with ")
     assert all(isinstance(value, int) for value in attack.budget.values())
 
 
