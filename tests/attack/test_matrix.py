@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from expunge import hooks, names
 from expunge.attack.base import Attack, Case, Sight
-from expunge.attack.denoising import denoising_loss, encoded
+from expunge.attack.denoising import Denoising, denoising_loss, encoded
 from expunge.attack.plain import Plain
 from expunge.attack.textual_inversion import WORD, TextualInversion, with_word
 from expunge.attack.vectors import Vectors
@@ -24,8 +25,10 @@ from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import Sampling
 from expunge.concept import Concept
 from expunge.condition import Condition, erased, original, random_weights
+from expunge.eraser.spm import SPM
 from expunge.erasure import Erasure
 from expunge.prompts import split_of
+from expunge.run.objective import Step
 from expunge.run.store import Record, Store
 
 SHORT: dict[str, Any] = {"steps": 2, "references": 2, "batch_size": 2}
@@ -151,7 +154,39 @@ def test_a_white_box_looks_into_the_model_it_attacks_and_a_black_box_does_not(
     assert not torch.allclose(learned(random_weights()), known, atol=1e-4)
 
 
+def test_every_attack_works_on_a_gated_erasure(attack: Attack, tmp_path: Path) -> None:
+    """Gates read texts, and a learned word is none that they know."""
+    backbone = as_backbone(TINY["sd"]())
+    tuning: dict[str, Any] = {"steps": 2, "batch_size": 2, "rank": 1, "trajectories": 2}
+    gated = SPM(**tuning, resolution=64).erase(backbone, [SMALL])
+    assert gated.gated
+    record, tensors = _proposed(backbone, attack, erased(gated), tmp_path)
+    assert len(record["prompts"]) == 2
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
 # --- textual inversion
+
+
+def test_learning_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = as_backbone(TINY["sd"]())
+    attack = TextualInversion(**{**SHORT, "steps": 6})
+    _, whole = _proposed(backbone, attack, original(), tmp_path / "whole")
+    done: list[int] = []
+    plain = Denoising.__call__
+
+    def counted(self: Any, step: Step) -> Tensor:
+        done.append(step.number)
+        if len(done) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, step)
+
+    monkeypatch.setattr(Denoising, "__call__", counted)
+    with pytest.raises(KeyboardInterrupt):
+        _proposed(backbone, attack, original(), tmp_path / "stopped")
+    _, tensors = _proposed(backbone, attack, original(), tmp_path / "stopped")
+    assert done == list(range(6))
+    assert all(torch.equal(tensors[name], value) for name, value in whole.items())
 
 
 def test_the_loss_is_the_model_s_own() -> None:
