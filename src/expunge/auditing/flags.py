@@ -51,7 +51,7 @@ def flags(
     headline = [cell for cell in figures.cells if cell.judge == judges[0].name]
     found = [
         *_badly_drawn(headline),
-        *_broken(figures.broken),
+        *_broken(figures.broken, conditions),
         *_disagreeing(samples, judges),
         *_without_control(conditions, attacks),
         *_weak_attacks(headline, attacks),
@@ -90,9 +90,11 @@ def _badly_drawn(cells: Iterable[Cell]) -> Iterator[Flag]:
             yield Flag("original-cannot-draw", text, cell.concept, "limits")
 
 
-def _broken(entries: Iterable[Broken]) -> Iterator[Flag]:
+def _broken(entries: Iterable[Broken], conditions: Iterable[Condition]) -> Iterator[Flag]:
+    """Broken pictures of erased and guarded models; what never learned to draw draws nothing."""
+    expected = {each.name for each in conditions if each.role in ("original", "control")}
     for entry in entries:
-        if entry.condition == ORIGINAL or not entry.difference_ci or entry.difference_ci[0] <= 0:
+        if entry.condition in expected or not entry.difference_ci or entry.difference_ci[0] <= 0:
             continue
         asked = "asked for what was erased" if entry.role == "target" else "of other things"
         under = "" if entry.attack == PLAIN else f" under {entry.attack}"
