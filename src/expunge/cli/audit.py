@@ -97,6 +97,9 @@ def audit(
     guard: Annotated[
         Names, Parameter(help="Guards, a condition each; see `expunge list guards`.")
     ] = [],  # noqa: B006  never written to
+    control: Annotated[
+        bool, Parameter(help="Attack random weights too: what does an attack bring along?")
+    ] = True,
     split: Annotated[Literal["test", "validation"], Parameter(help="Whose prompts.")] = "test",
     frechet: Annotated[
         bool, Parameter(help="Fréchet distance, from 1,000 benign pictures.")
@@ -144,6 +147,7 @@ def audit(
         "strength": strength,
         "attacks": trying,
         "guards": guards,
+        "control": control,
         "split": split,
         "frechet": frechet,
     }
