@@ -181,7 +181,7 @@ def _tried(kind: str, texts: list[str]) -> list[Any]:
         ValueError: one is asked for twice, or is what is done anyway.
     """
     made = [names.make(kind, text) for text in names.listed(texts)]
-    known = [each.name for each in made]
+    known = [each.label for each in made]
     for name in known:
         if name == "plain" or known.count(name) > 1:
             why = "is always done" if name == "plain" else "is asked for twice"
