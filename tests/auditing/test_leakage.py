@@ -43,9 +43,9 @@ def test_original_and_erased_are_measured_on_the_same_pairs(
 ) -> None:
     few = replace(backbone.profile.sampling, num_inference_steps=2)
     monkeypatch.setattr(backbone, "profile", replace(backbone.profile, sampling=few))
-    found: dict[str, Any] = leakage(backbone, erasure, cat, train=4, test=3, steps=20)
-    assert found["original"]["pairs"] == found["erased"]["pairs"] == {"train": 4, "test": 3}
-    assert found["original"]["unpaired"]["n"] == found["erased"]["unpaired"]["n"] == 6
+    found: dict[str, Any] = leakage(backbone, erasure, cat, train=4, test=8, steps=20)
+    assert found["original"]["pairs"] == found["erased"]["pairs"] == {"train": 4, "test": 8}
+    assert found["original"]["unpaired"]["n"] == found["erased"]["unpaired"]["n"] == 16
     assert found["original"] != found["erased"]
     with pytest.raises(ValueError, match="concept must be one that is erased, got 'dog'"):
         leakage(backbone, erasure, Concept("dog"))
