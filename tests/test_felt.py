@@ -128,6 +128,10 @@ def test_a_loaded_lora_stays_and_its_base_layers_are_edited(sd: Any) -> None:
     assert torch.equal(_drawn(sd), with_lora)
     with pytest.raises(ValueError, match="LoRA"):
         bare.apply(sd)
+    sd.unet.disable_adapters()
+    with pytest.raises(ValueError, match="LoRA"):
+        erasure.apply(sd)
+    assert _shift(sd, bare) > 0
 
 
 def test_the_same_erasure_is_never_applied_twice(sd: Any, tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from torch import nn
 import expunge
 from expunge.change import LowRank
 from expunge.concept import Concept
-from expunge.erasure import RECORD, Erasure, Part
+from expunge.erasure import Erasure, Part
 from expunge.formats import export
 from expunge.formats.naming import HEADER
+from expunge.record import RECORD
 from expunge.verification import NotReadError, recorded, verify
 
 Tensors = dict[str, torch.Tensor]

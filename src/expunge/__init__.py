@@ -21,7 +21,7 @@ from expunge import names as _names
 if TYPE_CHECKING:
     from expunge.api import erase as erase
     from expunge.auditing import Log as Log
-    from expunge.auditing import audit as audit  # type: ignore[no-redef]
+    from expunge.auditing import audit as audit
     from expunge.auditing.cases import Sizes as Sizes
     from expunge.backbone.load import load as load
     from expunge.backbone.profile import Sampling as Sampling

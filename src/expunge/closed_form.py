@@ -205,9 +205,10 @@ def on_layers(
     downs = {n: nn.Parameter(e.down.float(), requires_grad=False) for n, e in edits.items()}
     cores = torch.cat([each.core for each in edits.values()], dim=1)
     found: dict[str, dict[str, LowRank]] = {name: {} for name in edits}
+    ranks = [len(each.down) for each in edits.values()]
     for name, layer in layers.items():
         whole = (weight_of(layer) @ cores).float()
-        ups = torch.split(whole, [len(down) for down in downs.values()], dim=1)
+        ups = torch.split(whole, ranks, dim=1)
         for concept, up in zip(edits, ups, strict=True):
             found[concept][name] = LowRank(downs[concept], up.contiguous())
     return found

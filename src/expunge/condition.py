@@ -73,7 +73,8 @@ class Condition:
             The model to draw with: `backbone` itself, or for random weights one of its own.
         """
         if self.random_seed is not None:
-            yield _random(backbone, self.random_seed)
+            with hooks.original():  # the text encoders are shared
+                yield _random(backbone, self.random_seed)
             return
         with contextlib.ExitStack() as entered:
             if self.erasure is None:
@@ -97,9 +98,9 @@ def erased(erasure: Erasure, strength: float | Mapping[str, float] = 1.0) -> Con
 
 def guarded(before: Condition, *guards: Guard) -> Condition:
     """A condition with guards on it, against what its erasure erased where they do not say."""
+    names = " + ".join(guard.label for guard in guards)  # as they were asked for
     if before.erasure is not None:
         guards = tuple(guard.against(before.erasure.concepts) for guard in guards)
-    names = " + ".join(guard.name for guard in guards)
     return Condition(
         f"{before.name} + {names}",
         "guarded",
@@ -121,11 +122,10 @@ def random_weights(seed: int = 0) -> Condition:
 
 
 def _check_plain(backbone: Backbone) -> None:
-    kinds = {type(p) for p in backbone.denoiser.parameters()}
-    if not kinds <= {nn.Parameter, torch.Tensor}:
+    if backbone.quantised:
         raise ValueError(
             "random weights need a model whose own are plain numbers, and this one is quantised; "
-            "load it in half precision, or leave the control out"
+            "load it in half precision, or leave the control out (control=False, --no-control)"
         )
 
 
@@ -135,7 +135,8 @@ def _random(backbone: Backbone, seed: int) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(old).from_config(old.config)
-    fresh = fresh.to(backbone.device, backbone.dtype).eval().requires_grad_(False)
+    # As a plain module: diffusers' own cast remarks on layers that this one does not have.
+    fresh = nn.Module.to(fresh, backbone.device, backbone.dtype).eval().requires_grad_(False)
     parts = {**backbone.pipe.components, backbone.denoiser_name: fresh}
     options = {"requires_safety_checker": False} if "safety_checker" in parts else {}
     pipe = type(backbone.pipe)(**parts, **options)

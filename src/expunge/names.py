@@ -35,11 +35,14 @@ ERASERS = {
 }
 ATTACKS = {
     "plain": "expunge.attack.plain:Plain",
+    "textual-inversion": "expunge.attack.textual_inversion:TextualInversion",
 }
 GUARDS = {
     "irece": "expunge.guard.irece:IRECE",
 }
-JUDGES: dict[str, str] = {
+JUDGES = {
+    "miniature-conv": "expunge.judge.miniature:conv",
+    "miniature-patch": "expunge.judge.miniature:patch",
     "clip": "expunge.judge.clip:CLIPJudge",
 }
 SCHEMES = {
@@ -195,13 +198,15 @@ def described(kind: str, name: str) -> dict[str, str]:
 
 def _values(what: str, known: Mapping[str, tuple[Any, bool]], rest: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    has = f"it has {', '.join(known)}" if known else "it has none"
     for part in re.split(r",(?=\s*\w+=)", rest) if rest else ():
         key, equals, value = part.partition("=")
         key, value = (key.strip(), value.strip()) if equals else ("level", key.strip())
+        if not equals and key not in known:
+            raise ValueError(f"{what} wants setting=value, got {shown(value)}; {has}")
         if key in values:
             raise ValueError(f"{what} is given {key} twice; give it once")
         if key not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
             near = difflib.get_close_matches(key[:100], known, 1, 0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{what} has no setting {shown(key)}; {has}{hint}")
@@ -252,7 +257,7 @@ def _one_of(what: str, kinds: Sequence[Any], text: str) -> Any:
     if type(None) in kinds and text.lower() == "none":
         return None
     kinds = [kind for kind in kinds if kind is not type(None)]
-    for kind in sorted(kinds, key=lambda kind: kind is str):
+    for kind in sorted(kinds, key=lambda kind: kind in (str, Path)):
         try:
             return value_of(what, kind, text)
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Literal, get_args
 
 Branch = Literal["cross", "self", "attention", "transformer", "all"]
@@ -27,6 +28,27 @@ def shown(value: object) -> str:
     """A value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def labelled(name: str, made: Any) -> str:
+    """A name with the settings that differ from the usual ones, as `names.make` reads them.
+
+    Args:
+        name: of what was made.
+        made: a dataclass all of whose fields are settings.
+    """
+    found = [
+        f"{each.name}={_said(getattr(made, each.name))}"
+        for each in fields(made)
+        if getattr(made, each.name) != each.default
+    ]
+    return name + (":" + ",".join(found) if found else "")
+
+
+def _said(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return "|".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def check_counts(settings: Any, *names: str, least: int = 0) -> None:

@@ -6,7 +6,7 @@ can be solved again together, with kept prompts that name none of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -16,7 +16,7 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from expunge.backbone.base import Backbone
-from expunge.backbone.conditioning import Tokens
+from expunge.backbone.conditioning import TextStream, Tokens
 from expunge.change import Changes
 from expunge.closed_form import Edit, Kept, Ridge, Rows, Solver, gram, on_layers
 from expunge.concept import Concept
@@ -26,6 +26,8 @@ from expunge.settings import Hold, TokenChoice
 EMPTY = ""
 PART = 32
 """Prompts whose states are held in fp64 at once."""
+TOGETHER = 256
+"""Pairs of prompts of several concepts that are encoded in one pass."""
 
 SOLVERS: dict[str, type[Solver]] = {"ridge": Ridge, "null_space": NullSpace}
 
@@ -124,19 +126,22 @@ def _name_places(source: list[int], guide: list[int], names: Iterable[list[int]]
 
 
 def _matches(
-    run: Tokens, other: Tokens, index: int, names: Iterable[list[int]], tokens: TokenChoice
+    source: tuple[list[int], int],
+    replaced: tuple[list[int], int],
+    names: Sequence[list[int]],
+    tokens: TokenChoice,
+    *,
+    begins: bool,
 ) -> list[tuple[int, int]]:
     """Token places in a prompt, each with its counterpart in the prompt that replaces it."""
-    row, stop = _row(run.ids[index], run.end)
-    guide, guide_stop = _row(other.ids[index], other.end)
+    (row, stop), (guide, guide_stop) = source, replaced
     if row == guide:
         raise ValueError("a prompt and its anchor prompt are the same; the concept is not in it")
     if tokens == "end":
         return [(stop, guide_stop)]
     places = _name_places(row[:stop], guide[:guide_stop], names)
     counterparts = _counterparts(row[:stop], guide[:guide_stop])
-    first = int(run.start is not None)
-    if guide_stop <= first:  # an empty guide is the state that begins every text
+    if guide_stop <= int(begins):  # an empty guide is the state that begins every text
         counterparts = [0] * stop
     pairs = [(place, min(counterparts[place], guide_stop)) for place in places]
     if tokens == "last":
@@ -150,54 +155,84 @@ def _matches(
     return pairs + between + after
 
 
-def _own_tokens(backbone: Backbone, names: Sequence[str]) -> list[list[list[int]]]:
-    """Tokens of names alone, by tokenizer: without what begins and ends a text."""
-    found = []
-    for run in backbone.tokens(list(names)):
-        rows = [_row(ids, run.end) for ids in run.ids]
-        start = int(run.start is not None)
-        found.append([row[start:stop] for row, stop in rows if stop > start])
-    return found
+class _Read:
+    """Texts as the model reads them, each once: tokens and states of many requests in one pass."""
+
+    def __init__(self, backbone: Backbone, requests: Sequence[Request]) -> None:
+        pairs = [text for request in requests for pair in request.pairs for text in pair]
+        names = [name for request in requests for name in request.names]
+        self.places = {text: i for i, text in enumerate(dict.fromkeys(pairs + names))}
+        self.runs = backbone.tokens(list(self.places))
+        self.texts = {text: i for i, text in enumerate(dict.fromkeys(pairs))}
+        short = all(request.tokens in ("last", "concept") for request in requests)
+        encode = backbone.encode_unpadded if short else backbone.encode_prompts
+        self.encoded = encode(list(self.texts))
+
+    def row(self, run: Tokens, text: str) -> tuple[list[int], int]:
+        """Tokens of a text, and the place of the one that ends it."""
+        return _row(run.ids[self.places[text]], run.end)
+
+    def own(self, run: Tokens, name: str) -> list[int]:
+        """Tokens of a name alone: without what begins and ends a text."""
+        row, stop = self.row(run, name)
+        return row[int(run.start is not None) : stop]
+
+    def aligned(self, request: Request) -> list[list[tuple[int, int]]]:
+        """For every pair, places among its token states and their counterparts."""
+        found: list[list[tuple[int, int]]] = [[] for _ in request.pairs]
+        start = 0
+        for run in self.runs:
+            names = [own for name in request.names if (own := self.own(run, name))]
+            for (text, other), places in zip(request.pairs, found, strict=True):
+                rows, begins = (self.row(run, text), self.row(run, other)), run.start is not None
+                matched = _matches(*rows, names, request.tokens, begins=begins)
+                places += [(start + place, start + guide) for place, guide in matched]
+            start += run.ids.shape[1]
+        return found
+
+    def rows(self, request: Request, streams: Mapping[str, TextStream]) -> dict[str, Rows]:
+        """Embeddings that carry a concept and those that replace them, by text stream."""
+        sources = self.encoded[torch.tensor([self.texts[text] for text, _ in request.pairs])]
+        guides = self.encoded[torch.tensor([self.texts[other] for _, other in request.pairs])]
+        aligned, found = self.aligned(request), {}
+        for name, stream in streams.items():
+            states, others = stream.states(sources).float(), stream.states(guides).float()
+            places = aligned if stream.tokenised else [[(0, 0)]] * len(request.pairs)
+            own = torch.cat([states[i, [p for p, _ in each]] for i, each in enumerate(places)])
+            new = torch.cat([others[i, [g for _, g in each]] for i, each in enumerate(places)])
+            if request.collapse:
+                own, new = own - new, torch.zeros_like(new)
+            found[name] = Rows(own, new, request.erase_weight, request.strength)
+        return found
 
 
-def _aligned(backbone: Backbone, request: Request) -> list[list[tuple[int, int]]]:
-    """For every pair, places among its token states and their counterparts."""
-    texts, others = [text for text, _ in request.pairs], [other for _, other in request.pairs]
-    found: list[list[tuple[int, int]]] = [[] for _ in request.pairs]
-    start = 0
-    runs = zip(
-        backbone.tokens(texts),
-        backbone.tokens(others),
-        _own_tokens(backbone, request.names),
-        strict=True,
-    )
-    for run, other, names in runs:
-        for index, places in enumerate(found):
-            matched = _matches(run, other, index, names, request.tokens)
-            places += [(start + place, start + guide) for place, guide in matched]
-        start += run.ids.shape[1]
-    return found
+def concept_rows(backbone: Backbone, requests: Mapping[str, Request]) -> dict[str, dict[str, Rows]]:
+    """Embeddings that carry concepts and those that replace them.
 
-
-def concept_rows(backbone: Backbone, request: Request) -> dict[str, Rows]:
-    """Embeddings that carry a concept and those that replace them, by text stream.
+    Returns:
+        Concept name -> text stream -> rows.
 
     Raises:
-        ValueError: a prompt does not hold the concept.
+        ValueError: a prompt does not hold its concept.
     """
-    sources = backbone.encode_prompts([text for text, _ in request.pairs])
-    guides = backbone.encode_prompts([other for _, other in request.pairs])
-    aligned = _aligned(backbone, request)
-    found = {}
-    for name, stream in backbone.text_streams().items():
-        states, others = stream.states(sources).float(), stream.states(guides).float()
-        places = aligned if stream.tokenised else [[(0, 0)]] * len(request.pairs)
-        own = torch.cat([states[i, [p for p, _ in matched]] for i, matched in enumerate(places)])
-        new = torch.cat([others[i, [g for _, g in matched]] for i, matched in enumerate(places)])
-        if request.collapse:
-            own, new = own - new, torch.zeros_like(new)
-        found[name] = Rows(own, new, request.erase_weight, request.strength)
+    streams = backbone.text_streams()
+    found: dict[str, dict[str, Rows]] = {}
+    for part in _parts(requests):
+        read = _Read(backbone, list(part.values()))
+        found |= {name: read.rows(request, streams) for name, request in part.items()}
     return found
+
+
+def _parts(requests: Mapping[str, Request]) -> Iterator[dict[str, Request]]:
+    """Requests in groups whose texts' states fit into memory at once."""
+    part: dict[str, Request] = {}
+    for name, request in requests.items():
+        part[name] = request
+        if sum(len(each.pairs) for each in part.values()) >= TOGETHER:
+            yield part
+            part = {}
+    if part:
+        yield part
 
 
 # --- what stays
@@ -302,7 +337,7 @@ def _solve_alike(
 ) -> dict[str, dict[str, Any]]:
     first, *others = requests.values()
     solver = first.solver.with_others(request.solver for request in others)
-    rows = {name: concept_rows(backbone, request) for name, request in requests.items()}
+    rows = concept_rows(backbone, requests)
     kept: dict[str, Kept] = {}
     texts, weight = kept_texts(requests.values(), concepts)
     if first.hold != "none" and texts:

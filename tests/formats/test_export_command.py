@@ -49,7 +49,8 @@ def test_whole_weights_name_the_two_ways(
     assert "--rank 32" in said and "'full'" in said and said.count("\n") == 1
     assert run(["export", str(saved), "--format", "full"]) == 0
     path = capsys.readouterr().err.strip().splitlines()[-1]
-    assert run(["verify", path]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        run(["verify", path])
     assert "ComfyUI, Forge and A1111 will" in capsys.readouterr().err
 
 
@@ -61,5 +62,6 @@ def test_a_file_that_diffusers_drops_exits_with_one(
     saved = made.save(tmp_path / "run")
     assert run(["export", str(saved), "--format", "kohya"]) == 0
     path = capsys.readouterr().err.strip().splitlines()[-1]
-    assert run(["verify", path]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        run(["verify", path])
     assert "ComfyUI, Forge and sd-scripts read it" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from backbone.architectures import flux_transformer, sd15_unet, sdxl_unet
+from backbone.architectures import flux_transformer, sd3_transformer, sd15_unet, sdxl_unet
 from diffusers import FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import convert_unet_state_dict_to_peft
 from formats.readers import READERS, Model, flux, invokeai, unet
@@ -170,6 +170,25 @@ def test_flux_layers_under_diffusers_names_are_known_by_those_who_read_them() ->
             assert READERS["ComfyUI"](stem, model) == place
             assert READERS["stable-diffusion.cpp"](stem, model) == place
             assert invokeai(stem, model) is None
+
+
+_SD3 = (
+    r"transformer/(context_embedder|proj_out|norm_out\.linear|pos_embed\.proj"
+    r"|time_text_embed\.(timestep|text)_embedder\.linear_[12]"
+    r"|transformer_blocks\.\d+\.(norm1|norm1_context)\.linear"
+    r"|transformer_blocks\.\d+\.(attn|attn2)\.(to_[qkv]|to_out\.0)"
+    r"|transformer_blocks\.\d+\.attn\.(add_[qkv]_proj|to_add_out)"
+    r"|transformer_blocks\.\d+\.(ff|ff_context)\.net\.(0\.proj|2))"
+)
+"""Layers of Stable Diffusion 3 that ComfyUI knows by diffusers' names, queries and all."""
+
+
+def test_layers_of_stable_diffusion_3_are_known_under_diffusers_names() -> None:
+    with torch.device("meta"):
+        network = sd3_transformer()
+    linear = [n for n, m in network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    assert len(linear) > 300
+    assert all(re.fullmatch(_SD3, f"transformer/{name}") for name in linear)
 
 
 def test_diffusers_reads_no_text_layer_of_flux_under_kohyas_names() -> None:

@@ -218,7 +218,7 @@ def test_jpeg_is_pillows(tmp_path: Any) -> None:
         ("regeneration:1.5", "noise level from 0 to 1"),
         ("regeneration:prompt=poem", "must be one of empty, caption"),
         ("regeneration:steps=3", "no setting 'steps'"),
-        ("vae:3", "no setting 'level'"),
+        ("vae:3", "wants setting=value, got '3'; it has none"),
         ("inpainting:1", "share between 0 and 1"),
         ("guided:gradient_steps=0", "gradient_steps must be at least 1"),
     ],

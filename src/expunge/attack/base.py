@@ -8,15 +8,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from expunge.concept import Concept, Prompt
+from expunge.settings import labelled
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
     from expunge.backbone.base import Backbone
+    from expunge.run.checkpoint import Workspace
 
 Access = Literal["prompt", "embedding", "latent", "weights"]
 """What an attacker needs: to type, to upload an embedding, to give latents, to hold the weights."""
@@ -35,6 +37,10 @@ class Case:
     prompts: tuple[Prompt, ...]
 
 
+Reference: TypeAlias = "tuple[str, Image.Image]"
+"""A picture of the concept, and the training prompt that the original drew it from."""
+
+
 @dataclass(frozen=True)
 class Sight:
     """What an attack may look at.
@@ -43,11 +49,13 @@ class Sight:
         backbone: the model under attack where the attack is a white box, else the original.
         references: draws so many pictures of the concept with the original, from training prompts.
         seed: of everything random.
+        workspace: where it may keep what it would lose by a stop; None for nowhere.
     """
 
     backbone: Backbone
-    references: Callable[[int], Sequence[Image.Image]]
+    references: Callable[[int], Sequence[Reference]]
     seed: int = 0
+    workspace: Workspace | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,13 @@ class Attempt:
 
     Attributes:
         prompts: one for each of the case's.
-        tokens: learned vectors for words in them: word -> text encoder -> (k, width).
+        tokens: what every text encoder reads for words in them, learned vectors (k, width) or a
+            text: word -> text encoder -> what; see `Backbone.encode`.
         latents: to start from, (n, channels, height, width), instead of the seeds' noise.
     """
 
     prompts: tuple[str, ...]
-    tokens: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    tokens: Mapping[str, Mapping[str, Tensor | str]] = field(default_factory=dict)
     latents: Tensor | None = None
 
 
@@ -70,16 +79,19 @@ class Attack(ABC):
     """A way to bring a concept back within a budget. Settings are its fields.
 
     Attributes:
-        name: in logs and on the command line.
+        name: on the command line.
         access: what an attacker needs for it.
-        text: how a sentence names it, such as "with a learned embedding".
         seed: of everything random in it.
     """
 
     name: ClassVar[str]
     access: ClassVar[Access]
-    text: ClassVar[str]
     seed: int = 0
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """How a sentence names it, such as "with a learned embedding"."""
 
     @property
     @abstractmethod
@@ -90,6 +102,12 @@ class Attack(ABC):
     @abstractmethod
     def budget(self) -> Mapping[str, int]:
         """What it spends: gradient steps, queries, pictures."""
+
+    @property
+    def label(self) -> str:
+        """How logs name it: its name and what differs from the usual settings, as the command line
+        has them, such as `textual-inversion:vectors=4`."""
+        return labelled(self.name, self)
 
     def check(self, backbone: Backbone) -> None:  # noqa: B027  most work on every model
         """Refuse a model this attack cannot work on, before any work.

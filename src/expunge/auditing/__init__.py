@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.auditing.log import Log
 
 if TYPE_CHECKING:
-    from expunge.auditing.audit import audit
+    from expunge.auditing.run import audit
 
 __all__ = ["Log", "audit"]
 
@@ -18,6 +18,6 @@ __all__ = ["Log", "audit"]
 def __getattr__(name: str) -> Any:
     if name != "audit":
         raise AttributeError(f"module 'expunge.auditing' has no attribute {name!r}")
-    from expunge.auditing.audit import audit
+    from expunge.auditing.run import audit
 
     return audit

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from expunge.attack.base import Case
 from expunge.concept import Concept, Probe, Prompt
+from expunge.minors import refuse_minors
 from expunge.prompts import Split
 from expunge.settings import check_counts
 from expunge.vocabulary import Vocabulary
@@ -85,6 +86,7 @@ def cases(
             for other in _surroundings(vocabulary, concept, role):
                 prompts = other.prompts("plain", split, getattr(sizes, role))
                 if other.name not in taken and prompts:
+                    refuse_minors(concept.kind, [prompt.text for prompt in prompts])
                     found.append(Asked("plain", role, Case(other, tuple(prompts))))
                     taken.add(other.name)
     return found

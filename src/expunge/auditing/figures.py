@@ -49,8 +49,8 @@ def figures(
     """Count what was drawn.
 
     Cells stand for every condition that a group of samples was drawn under. Differences are those
-    of every other condition from the original, and under attacks of erased from each control:
-    what an attack brings along by itself is not what the model remembers.
+    of every other condition from the original, and under attacks of erased and guarded ones from
+    each control: what an attack brings along by itself is not what the model remembers.
 
     Args:
         samples: all of the audit.
@@ -123,9 +123,11 @@ def _pairs_of(key: _Key, conditions: Sequence[Condition]) -> Iterator[tuple[str,
     for condition in conditions:
         if condition.name != ORIGINAL:
             yield ORIGINAL, condition.name
-    for condition in conditions:
-        if condition.role == "control" and key.attack != PLAIN:
-            yield condition.name, ERASED
+    controls = [each.name for each in conditions if each.role == "control"]
+    for control in controls if key.attack != PLAIN else ():
+        for condition in conditions:
+            if condition.role in ("erased", "guarded"):
+                yield control, condition.name
 
 
 def paired(samples: Sequence[Sample], first: str, second: str, test: Test) -> Paired | None:

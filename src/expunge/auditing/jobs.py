@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from expunge import hooks
-from expunge.attack.base import Attack, Attempt, Case, Sight
+from expunge.attack.base import Attack, Attempt, Case, Reference, Sight
 from expunge.backbone.base import Backbone
 from expunge.backbone.profile import Sampling
 from expunge.backbone.sampling import follow
 from expunge.concept import Concept, Prompt
 from expunge.condition import Condition
 from expunge.judge.base import Judge
+from expunge.run.checkpoint import Workspace
 from expunge.run.jobs import Job
 from expunge.run.store import Record, Store
 
@@ -34,7 +36,6 @@ class Worker:
 
     def __init__(self, backbone: Backbone, store: Store, judges: Mapping[str, Judge]) -> None:
         self.backbone, self.store, self.judges = backbone, store, judges
-        self.identity = backbone.identity()
         self._entered: contextlib.ExitStack | None = None
         self._condition: Condition | None = None
         self._model = backbone
@@ -71,7 +72,6 @@ class Propose(Job):
         attack: which.
         case: what shall come back.
         sampling: how its references are drawn.
-        split: whose prompts they have.
     """
 
     identity: Mapping[str, Any]
@@ -96,29 +96,59 @@ class Propose(Job):
             "sampling": asdict(self.sampling),
         }
 
+    @property
+    def name(self) -> str:
+        return f"{self.attack.label} on {self.seen.name}, {self.case.concept.name}"
+
     def run(self, worker: Worker, needs: Mapping[str, Record]) -> Record:
         backbone = worker.under(self.seen)
 
-        def references(count: int) -> Sequence[Image.Image]:
+        def references(count: int) -> list[Reference]:
             return _references(worker.backbone, self.case.concept, count, self.sampling)
 
-        attempt = self.attack.propose(Sight(backbone, references, self.attack.seed), self.case)
-        tensors = {f"{w}/{e}": t for w, own in attempt.tokens.items() for e, t in own.items()}
+        workspace = Workspace(worker.store.folder / "checkpoints" / self.id, {"attempt": self.id})
+        sight = Sight(backbone, references, self.attack.seed, workspace)
+        attempt = self.attack.propose(sight, self.case)
+        shutil.rmtree(workspace.folder, ignore_errors=True)
+        _check_attempt(attempt, self)
+        learned = {(w, e): value for w, own in attempt.tokens.items() for e, value in own.items()}
+        tensors = {f"{w}/{e}": v for (w, e), v in learned.items() if isinstance(v, Tensor)}
         if attempt.latents is not None:
             tensors["latents"] = attempt.latents
         return {
             "prompts": list(attempt.prompts),
+            "texts": {f"{w}/{e}": v for (w, e), v in learned.items() if isinstance(v, str)},
             "tensors": worker.store.put_tensors(tensors) if tensors else None,
         }
 
 
+def _check_attempt(attempt: Attempt, job: Propose) -> None:
+    """Refuse what is no attack, or would be drawn as something else.
+
+    Raises:
+        ValueError: the attempt asks for exactly what is asked without an attack, has another number
+            of prompts or latents, or holds numbers that are not finite.
+    """
+    asked = tuple(prompt.text for prompt in job.case.prompts)
+    lengths = {len(attempt.prompts), len(asked if attempt.latents is None else attempt.latents)}
+    if lengths != {len(asked)}:
+        raise ValueError(f"{job.name} must propose {len(asked)} prompts and latents, as asked")
+    if attempt.prompts == asked and not attempt.tokens and attempt.latents is None:
+        raise ValueError(f"{job.name} proposes the prompts as they are, which is no attack")
+    vectors = [v for own in attempt.tokens.values() for v in own.values() if isinstance(v, Tensor)]
+    for found in (*vectors, *([] if attempt.latents is None else [attempt.latents])):
+        if not torch.isfinite(found).all():
+            raise ValueError(f"{job.name} proposes numbers that are not finite")
+
+
 def _references(
     backbone: Backbone, concept: Concept, count: int, sampling: Sampling
-) -> list[Image.Image]:
-    """Pictures of a concept by the original, from training prompts."""
+) -> list[Reference]:
+    """Pictures of a concept by the original, from training prompts, each with its prompt."""
     prompts = concept.prompts("plain", "train", count)
     with hooks.original(), backbone.guarded():
-        return backbone.draw([p.text for p in prompts], [p.seed() for p in prompts], sampling)
+        texts, seeds = [p.text for p in prompts], [p.seed() for p in prompts]
+        return list(zip(texts, backbone.draw(texts, seeds, sampling), strict=True))
 
 
 @dataclass(frozen=True)
@@ -182,10 +212,10 @@ class Draw(Job):
         part = slice(self.first, self.first + len(self.prompts))
         tensors = worker.store.tensors(record["tensors"]) if record["tensors"] else {}
         latents = tensors.pop("latents", None)
-        tokens: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
+        tokens: dict[str, dict[str, Tensor | str]] = {}
+        for key, value in {**tensors, **record["texts"]}.items():
             word, _, encoder = key.rpartition("/")
-            tokens.setdefault(word, {})[encoder] = tensor
+            tokens.setdefault(word, {})[encoder] = value
         return Attempt(
             tuple(record["prompts"][part]), tokens, None if latents is None else latents[part]
         )
@@ -197,8 +227,9 @@ def draw_attempt(
 ) -> list[Image.Image]:
     """Pictures of an attempt, one for each of its prompts, as one batch."""
     tokens = {
-        word: {encoder: t.to(backbone.device) for encoder, t in own.items()}
+        word: {e: v.to(backbone.device) if isinstance(v, Tensor) else v for e, v in own.items()}
         for word, own in attempt.tokens.items()
+        if any(word in prompt for prompt in attempt.prompts)
     }
     states = backbone.encode(attempt.prompts, tokens or None)
     guidance = backbone.guidance_for(states, sampling.guidance_scale)
@@ -219,9 +250,9 @@ class Score(Job):
         drawn: id of the batch.
     """
 
-    judge: Mapping[str, Any] = field(default_factory=dict)
-    concept: str = ""
-    drawn: str = ""
+    judge: Mapping[str, Any]
+    concept: str
+    drawn: str
 
     @property
     def group(self) -> str:

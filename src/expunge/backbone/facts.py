@@ -92,9 +92,9 @@ class Facts(ABC):
         found = set()
         for component, network in self.networks.items():
             for module in network.modules():
-                if hasattr(module, "active_adapters") and hasattr(module, "base_layer"):
-                    active: Any = module.active_adapters
-                    found |= {f"{component}/{name}" for name in active}
+                wrapped: Any = module
+                if hasattr(module, "base_layer") and not getattr(module, "disable_adapters", True):
+                    found |= {f"{component}/{name}" for name in wrapped.active_adapters}
         return sorted(found)
 
     @property

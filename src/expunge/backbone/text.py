@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -21,7 +22,13 @@ ENCODED_AT_ONCE = 32
 
 
 class Text(Facts):
-    """A pipeline's tokenizers and text encoders."""
+    """A pipeline's tokenizers and text encoders.
+
+    Attributes:
+        causal_text: whether a token's state depends on what stands before it alone.
+    """
+
+    causal_text = False
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
@@ -77,6 +84,31 @@ class Text(Facts):
             state = self._text_state()  # encoding may have moved weights
         self._remember(state, known)
         return Conditioning.cat([known[text] for text in prompts])
+
+    @torch.no_grad()
+    def encode_unpadded(self, prompts: Sequence[str]) -> Conditioning:
+        """Token states as far as the longest text goes, computed anew, once per distinct text.
+
+        Where encoders are causal, what follows a token does not change its state, and most of a
+        name's 77 tokens are padding. Other encoders read all of it.
+        """
+        if not self.causal_text:
+            return self.encode_prompts(prompts)
+        distinct = list(dict.fromkeys(prompts))
+        private = copy.copy(self.pipe)
+        for name in ("tokenizer", "tokenizer_2"):
+            tokenizer = copy.copy(getattr(self.pipe, name, None))
+            if tokenizer is not None:
+                converted = self._converted(distinct, tokenizer)
+                longest = max(map(len, tokenizer(converted, verbose=False).input_ids))
+                tokenizer.model_max_length = min(longest, tokenizer.model_max_length)
+                vars(private)[name] = tokenizer
+        parts = [
+            Conditioning(*self._encode(private, distinct[start : start + ENCODED_AT_ONCE]))
+            for start in range(0, len(distinct), ENCODED_AT_ONCE)
+        ]
+        places = {text: place for place, text in enumerate(distinct)}
+        return Conditioning.cat(parts)[torch.tensor([places[text] for text in prompts])]
 
     def _text_state(self) -> Hashable:
         """What of the text encoders determines their states."""

@@ -33,6 +33,7 @@ class UNetBackbone(Backbone):
 
     architecture = "sd"
     denoiser_name = "unet"
+    causal_text = True  # CLIP, one or two of them
 
     def __init__(self, pipe: Any) -> None:
         kind = _checked_prediction(pipe.scheduler)

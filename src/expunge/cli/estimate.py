@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expunge.auditing.audit import Plan
+    from expunge.auditing.plan import Plan
     from expunge.backbone.base import Backbone
     from expunge.backbone.profile import Sampling
     from expunge.run.store import Store

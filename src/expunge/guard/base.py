@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 from expunge.concept import Concept
+from expunge.settings import labelled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,10 +29,15 @@ class Guard(ABC):
     """A defence that acts while a model draws, without training. Settings are its fields.
 
     Attributes:
-        name: in logs and on the command line.
+        name: on the command line.
     """
 
     name: ClassVar[str]
+
+    @property
+    def label(self) -> str:
+        """How logs name it: its name and what differs from the usual settings."""
+        return labelled(self.name, self)
 
     @abstractmethod
     def check(self, backbone: Backbone) -> None:

@@ -200,3 +200,21 @@ class MiniatureJudge(Judge, Features):
 def _starts(count: int) -> range:
     """Where batches begin; an empty list of pictures is one empty batch."""
     return range(0, max(count, 1), BATCH)
+
+
+def conv(folder: str | Path | None = None) -> MiniatureJudge:
+    """The miniature's judge that sees whole pictures, by convolutions.
+
+    Args:
+        folder: of its weights, None for the bundled ones.
+    """
+    return MiniatureJudge.load("conv", None if folder is None else Path(folder))
+
+
+def patch(folder: str | Path | None = None) -> MiniatureJudge:
+    """The miniature's second judge, of another make: it reads patches.
+
+    Args:
+        folder: of its weights, None for the bundled ones.
+    """
+    return MiniatureJudge.load("patch", None if folder is None else Path(folder))
