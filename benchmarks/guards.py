@@ -25,7 +25,7 @@ from torch import Tensor
 
 import expunge
 from expunge import names
-from expunge.auditing.audit import usual_judges
+from expunge.auditing.run import usual_judges
 from expunge.backbone.base import Backbone
 from expunge.backbone.guidance import Plain
 from expunge.backbone.load import as_backbone

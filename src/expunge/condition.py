@@ -14,7 +14,7 @@ from expunge import hooks
 from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.erasure import Erasure, refuse_applied
-from expunge.guard.base import Guard
+from expunge.guard.base import Guard, refuse_attached
 
 Role = Literal["original", "erased", "guarded", "control"]
 
@@ -54,10 +54,12 @@ class Condition:
         """Refuse before any work what cannot be entered.
 
         Raises:
-            ValueError: an erasure is applied already or fits another model, a guard does not fit,
+            ValueError: an erasure is applied already or fits another model, a guard does not fit or
+                is attached,
                 or random weights are asked of a quantised model.
         """
         refuse_applied(backbone, "audit it")
+        refuse_attached(backbone)
         if self.erasure is not None:
             self.erasure.check(backbone)
         for guard in self.guards:

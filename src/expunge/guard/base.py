@@ -78,6 +78,21 @@ class Guard(ABC):
         return {"name": self.name, **vars(self)}
 
 
+def refuse_attached(backbone: Backbone) -> None:
+    """Refuse to draw with a backbone around a guard that hangs on its pipeline.
+
+    Raises:
+        ValueError: one is attached.
+    """
+    from expunge import hooks
+    from expunge.guard.attachment import Attachment
+
+    if any(isinstance(each, Attachment) for each in hooks.attached(backbone.denoiser).values()):
+        raise ValueError(
+            "a guard is attached to this pipeline; detach it, and name it among the audit's guards"
+        )
+
+
 class Acting:
     """A guard at work that leaves everything as it is; methods override where they act."""
 
