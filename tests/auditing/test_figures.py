@@ -138,3 +138,10 @@ def test_attacks_without_a_control_and_guards_outside_the_loop_are_said() -> Non
 def test_cut_prompts_are_said() -> None:
     assert cut_short([]) == ()
     assert "2 prompts" in cut_short(["b", "a"])[0].text
+
+
+def test_a_control_of_noise_is_said_and_is_no_broken_model() -> None:
+    noise = replace(attacked(12, 0), broken={"control": 40})
+    log = log_of([*plain_part(), noise], attacks=[EMBEDDING])
+    assert "hardly says" in codes(log)["control-broken"]
+    assert "broken-pictures" not in codes(log)

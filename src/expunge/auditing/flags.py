@@ -7,6 +7,7 @@ from typing import get_args
 
 from expunge.auditing.figures import ERASED, ORIGINAL, Figures
 from expunge.auditing.log import (
+    BROKEN,
     PLAIN,
     Access,
     Attack,
@@ -51,7 +52,7 @@ def flags(
     headline = [cell for cell in figures.cells if cell.judge == judges[0].name]
     found = [
         *_badly_drawn(headline),
-        *_broken(figures.broken),
+        *_broken(figures.broken, {c.name for c in conditions if c.role == "control"}),
         *_disagreeing(samples, judges),
         *_without_control(conditions, attacks),
         *_weak_attacks(headline, attacks),
@@ -90,8 +91,16 @@ def _badly_drawn(cells: Iterable[Cell]) -> Iterator[Flag]:
             yield Flag("original-cannot-draw", text, cell.concept, "limits")
 
 
-def _broken(entries: Iterable[Broken]) -> Iterator[Flag]:
+def _broken(entries: Iterable[Broken], controls: Collection[str]) -> Iterator[Flag]:
     for entry in entries:
+        if entry.condition in controls:
+            if entry.rate >= BROKEN:
+                text = (
+                    f"{entry.k} of {entry.n} pictures of the control ({entry.condition}) under "
+                    f"{entry.attack} are broken, so it hardly says what the attack brings along."
+                )
+                yield Flag("control-broken", text, None, "limits")
+            continue
         if entry.condition == ORIGINAL or not entry.difference_ci or entry.difference_ci[0] <= 0:
             continue
         asked = "asked for what was erased" if entry.role == "target" else "of other things"
