@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from expunge import hooks
 from expunge.backbone.base import Backbone
@@ -124,7 +125,7 @@ def _check_plain(backbone: Backbone) -> None:
     if backbone.quantised:
         raise ValueError(
             "random weights need a model whose own are plain numbers, and this one is quantised; "
-            "load it in half precision, or leave the control out (control=False)"
+            "load it in half precision, or leave the control out (control=False, --no-control)"
         )
 
 
@@ -134,7 +135,8 @@ def _random(backbone: Backbone, seed: int) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(old).from_config(old.config)
-    fresh = fresh.to(backbone.device, backbone.dtype).eval().requires_grad_(False)
+    # As a plain module: diffusers' own cast remarks on layers that this one does not have.
+    fresh = nn.Module.to(fresh, backbone.device, backbone.dtype).eval().requires_grad_(False)
     parts = {**backbone.pipe.components, backbone.denoiser_name: fresh}
     options = {"requires_safety_checker": False} if "safety_checker" in parts else {}
     pipe = type(backbone.pipe)(**parts, **options)

@@ -216,14 +216,17 @@ class Erasure:
                 )
         return {name: float(value) for name, value in given.items()}
 
-    def check(self, backbone: Backbone) -> None:
+    def check(self, pipe: Any) -> None:
         """Refuse a model this erasure was not made for.
+
+        Args:
+            pipe: a diffusers pipeline or a backbone.
 
         Raises:
             ValueError: another architecture, other weights in the changed layers, or a LoRA that
                 was loaded when it was made is not.
         """
-        by_place = self.by_place()
+        backbone, by_place = as_backbone(pipe), self.by_place()
         for place, module in find_layers(backbone.networks, by_place).items():
             for change in by_place[place]:
                 check_layer(place, module, change)

@@ -32,12 +32,28 @@ _MINIATURE: dict[str, Options] = {
 }
 """Chosen on validation prompts of the miniature world; see docs/figures.md."""
 
+_FADE: Options = {
+    "steps": 200,
+    "lr": 3e-3,
+    "discriminator_lr": 1e-3,
+    "batch_size": 8,
+    "preserve": 1000.0,
+    "preserve_from": 0.0,
+    "trajectories": 160,
+    "salient": 1.0,
+    "head_start": 10,
+}
+"""For miniature-sd alone; see docs/fade.md."""
+
 _MILDER: Options = {"steps": 200, "preserved": 300, "preserve": 1.0}
 _FLUX = _MINIATURE | {"TRACE": _MINIATURE["TRACE"] | _MILDER}
 
 PRESETS: dict[tuple[str, str], Options] = {
     (model, name): options
-    for model, methods in (("miniature-sd", _MINIATURE), ("miniature-flux", _FLUX))
+    for model, methods in (
+        ("miniature-sd", _MINIATURE | {"FADE": _FADE}),
+        ("miniature-flux", _FLUX),
+    )
     for name, options in methods.items()
 }
 

@@ -43,9 +43,12 @@ class Nudge(Attack):
 
     name: ClassVar[str] = "nudge"
     access: ClassVar[Access] = "embedding"
-    text: ClassVar[str] = "with a nudge"
     white: bool = True
     size: float = 0.02
+
+    @property
+    def text(self) -> str:
+        return "with a nudge"
 
     @property
     def white_box(self) -> bool:
@@ -238,7 +241,9 @@ def test_attacks_are_drawn_on_every_condition_beside_their_control(attacked: Log
     mine = [sample for sample in attacked.samples if sample.attack == "nudge"]
     for sample in mine:
         assert len({picture.image for picture in sample.pictures.values()}) == 3
-    assert "attack-weak" in {flag.code for flag in attacked.flags}
+    codes = {flag.code for flag in attacked.flags}
+    assert "attack-weak" in codes
+    assert "no-control" not in codes
 
 
 def test_attempts_are_kept_as_tensors_and_drawn_as_they_are(

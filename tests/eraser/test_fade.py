@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from expunge.adapter import Adapter
+from expunge.auditing import leakage
 from expunge.backbone.base import Backbone
 from expunge.backbone.guidance import ClassifierFree
 from expunge.backbone.load import as_backbone
@@ -100,22 +103,24 @@ def test_a_step_of_the_student_lowers_what_the_discriminator_sees(
         fit("telling", {DISCRIMINATOR: player}, objective, Plan(steps=12, warmup=0))
         objective.method = replace(eraser, head_start=0)
 
-        def removal() -> Tensor:
+        def told() -> tuple[Tensor, Tensor]:
+            """The loss, and how surely D says that the concept was asked for."""
             # Step 1 draws no runs, and its generator chooses the same points of them again.
             step = Step(1, torch.Generator().manual_seed(1))
             objective.before(step)
-            terms = objective.loss(step, "cat")
-            assert isinstance(terms, dict) and set(terms) == {"remove"}
-            return terms["remove"]
+            terms, batch = objective.loss(step, "cat"), objective._batch
+            assert isinstance(terms, dict) and set(terms) == {"remove"} and batch is not None
+            logits = objective.discriminator(batch.shown, batch.levels)
+            return terms["remove"], logits.sigmoid().mean()
 
         parameters = list(students["cat"].module.parameters())
-        before = removal()
-        grads = torch.autograd.grad(before, parameters)
+        loss, before = told()
+        grads = torch.autograd.grad(loss, parameters)
         norm = torch.stack([grad.norm() for grad in grads]).norm()
         with torch.no_grad():
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter -= 0.1 * grad / norm
-        assert removal() < before - 1e-4
+        assert told()[1] < before - 1e-4
 
 
 @pytest.mark.usefixtures("untouched")
@@ -159,7 +164,8 @@ def test_weights_off_the_mask_stay_exactly_as_they_were(backbone: Backbone, cat:
         assert isinstance(change, Dense) and change.mask is not None
         assert not change.weight[~change.mask].any()
         moved += int((change.delta != 0).sum())
-    every = sum(layer.weight.numel() for layer in backbone.select("attention").values())  # type: ignore[union-attr,operator]
+    chosen = backbone.select("attention").values()
+    every = sum(p.numel() for layer in chosen for n, p in layer.named_parameters() if n == "weight")
     assert 0 < moved <= 0.05 * every + 1
 
 
@@ -183,6 +189,19 @@ def test_a_run_that_was_stopped_ends_as_an_unbroken_one(
     resumed = eraser.erase(backbone, [cat], folder=tmp_path)
     assert resumed.id == whole.id
     assert resumed.record["losses"] == whole.record["losses"]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_leakage_is_written_into_the_record(
+    backbone: Backbone, cat: Concept, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small = functools.partial(leakage.leakage, train=2, test=2, steps=2)
+    monkeypatch.setattr(leakage, "leakage", small)
+    erasure = replace(QUICK, steps=2, leakage=True).erase(backbone, [cat])
+    record = json.loads((erasure.save(tmp_path / "run") / "erasure.json").read_text())
+    found = record["leakage"]["cat"]
+    assert found["original"]["pairs"] == found["erased"]["pairs"] == {"train": 2, "test": 2}
+    assert "leakage" not in QUICK.erase(backbone, [cat]).record
 
 
 @pytest.mark.parametrize("family", ["sdxl", "flux_dev", "flux_schnell"])

@@ -81,14 +81,17 @@ class Attack(ABC):
     Attributes:
         name: on the command line.
         access: what an attacker needs for it.
-        text: how a sentence names it, such as "with a learned embedding".
         seed: of everything random in it.
     """
 
     name: ClassVar[str]
     access: ClassVar[Access]
-    text: ClassVar[str]
     seed: int = 0
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """How a sentence names it, such as "with a learned embedding"."""
 
     @property
     @abstractmethod

@@ -15,7 +15,10 @@ class Plain(Attack):
 
     name: ClassVar[str] = "plain"
     access: ClassVar[Access] = "prompt"
-    text: ClassVar[str] = "asked without an attack"
+
+    @property
+    def text(self) -> str:
+        return "asked without an attack"
 
     @property
     def white_box(self) -> bool:

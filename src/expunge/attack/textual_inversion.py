@@ -44,7 +44,6 @@ class TextualInversion(Attack):
 
     name: ClassVar[str] = "textual-inversion"
     access: ClassVar[Access] = "embedding"
-    text: ClassVar[str] = "with a learned embedding"
 
     vectors: int = 1
     steps: int = 500
@@ -61,6 +60,14 @@ class TextualInversion(Attack):
             object.__setattr__(self, "encoders", tuple(self.encoders))
             if not self.encoders:
                 raise ValueError("encoders must name at least one text encoder, or be None for all")
+
+    @property
+    def text(self) -> str:
+        one = self.vectors == 1
+        if self.white:
+            return "with a learned embedding" if one else f"with {self.vectors} learned vectors"
+        what = "an embedding" if one else f"{self.vectors} vectors"
+        return f"with {what} learned on the original"
 
     @property
     def white_box(self) -> bool:
