@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from expunge.auditing.audit import usual_judges
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import expunge
 from expunge import names
-from expunge.auditing.audit import usual_judges
 from expunge.backbone.base import Backbone
 from expunge.backbone.guidance import Plain
 from expunge.backbone.load import as_backbone

@@ -170,7 +170,8 @@ class _Irece(Acting):
         looks = range(len(self.sought), len(self.sought) + self.guard.looks)
         errors = torch.stack([self._errors(clean, self._noise(clean, i), sought) for i in looks])
         own, *others = errors.mean(0)
-        return own < (1 - self.guard.presence) * torch.stack(others).amin(0)
+        present: Tensor = own < (1 - self.guard.presence) * torch.stack(others).amin(0)
+        return present
 
     def _errors(self, clean: Tensor, noise: Tensor, sought: _Sought) -> Tensor:
         """How badly each text explains pictures under noise, (texts, n)."""
