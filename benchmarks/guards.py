@@ -1,11 +1,11 @@
 """Measure the figures of docs/guards.md again: IRECE against inverted latents, and neighbours.
 
     python benchmarks/guards.py [--out runs/guards] [--pictures 48] [--split test]
-                                [--guards none irece irece:presence=none irece:form=plain]
+                                [--guards original none irece irece:presence=none]
 
 Pictures that the original draws are inverted with an empty prompt, by fixed points and by DDIM,
 with the original (black box) and with the erased model (white box), and drawn again from there with
-an empty prompt by the erased model. Every row is kept: a stopped run goes on where it was. About
+an empty prompt, or guided by the concept's name, by the erased model. Every row is kept: a stopped run goes on where it was. About
 twenty minutes on one core for four guards and 48 pictures.
 """
 
@@ -33,11 +33,11 @@ from expunge.backbone.sampling import follow, invert, levels_below
 from expunge.backbone.solvers import FixedPoint, Straight
 from expunge.condition import erased, guarded, original
 from expunge.erasure import Erasure
-from expunge.measure.rates import _wilson
+from expunge.measure.rates import Rate
 
 CONCEPT, NEIGHBOUR = "cat", "dog"
 STEPS, BATCH = 15, 16
-WAYS = ("black_fixed", "black_ddim", "white_fixed", "white_ddim")
+WAYS = ("black_fixed", "white_fixed", "white_ddim", "black_fixed, named")
 SHOWN = 0.5
 
 
@@ -66,11 +66,15 @@ def inverted(
         return found | {"white_fixed": up(FixedPoint()), "white_ddim": up(Straight())}
 
 
-def again(backbone: Backbone, latents: Tensor) -> list[Any]:
-    """Pictures from inverted latents with an empty prompt."""
-    empty, levels = backbone.encode_prompts([""]), levels_below(1.0, STEPS)
-    clean = in_batches(lambda x: follow(backbone, x, Plain(empty.repeat(len(x))), levels), latents)
-    return backbone.decode(clean)
+def again(backbone: Backbone, latents: Tensor, text: str) -> list[Any]:
+    """Pictures from inverted latents, guided where a text is given."""
+    told, levels = backbone.encode_prompts([text]), levels_below(1.0, STEPS)
+
+    def down(x: Tensor) -> Tensor:
+        scale = backbone.profile.sampling.guidance_scale if text else 1.0
+        return follow(backbone, x, backbone.guidance_for(told.repeat(len(x)), scale), levels)
+
+    return backbone.decode(in_batches(down, latents))
 
 
 def plain(backbone: Backbone, concept: str, split: Any, count: int) -> list[Any]:
@@ -113,7 +117,9 @@ class Bench:
                 if way == "drawn":
                     pictures = plain(backbone, concept, self.split, self.count)
                 else:
-                    pictures = again(backbone, self.latents(concept)[way][: self.count])
+                    inverse, _, named = way.partition(", ")
+                    latents = self.latents(concept)[inverse][: self.count]
+                    pictures = again(backbone, latents, f"a {concept}" if named else "")
             self.known[key] = self.judged(pictures, concept) | {
                 "seconds": round((time.monotonic() - start) / len(pictures), 3)
             }
@@ -132,9 +138,10 @@ class Bench:
 
 
 def cell(found: dict[str, Any]) -> str:
+    """Percent shown by the first judge, its 95 % interval, and how many are broken."""
     first, *_ = found["shown"].values()
     rate = 100 * first / found["n"]
-    low, high = _wilson(rate / 100, found["n"], 0.95)
+    low, high = Rate(first, found["n"]).interval()
     return f"{rate:.0f} [{100 * low:.0f}, {100 * high:.0f}] ({found['broken']})"
 
 
@@ -146,7 +153,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--concepts", nargs="+", default=[CONCEPT, NEIGHBOUR])
     parser.add_argument(
-        "--guards", nargs="+", default=["none", "irece", "irece:presence=none", "irece:form=plain"]
+        "--guards", nargs="+", default=["original", "none", "irece", "irece:presence=none"]
     )
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def test_every_kind_has_at_least_400_held_out_prompts() -> None:
 def test_no_training_prompt_is_audited() -> None:
     concept = Concept("wombat", synonyms=("vombatus",), neighbours=("koala",))
     trained = {text for pair in concept.pairs("train") for text in pair[:1]}
-    trained |= set(concept.preserved("train", 200))
+    trained |= set(kept_prompts([concept], "train", 200))
     audited = {p.text for probe in ("plain", "synonym") for p in concept.prompts(probe, "test")}
     audited |= set(concept.texts("koala", "test"))
     assert trained
@@ -184,7 +184,6 @@ def test_what_patterns_assemble_is_refused_however_it_is_asked_for() -> None:
         lambda: [templates.training_pairs(9, synonyms=True, split=s) for s in SPLITS],
         lambda: [templates.prompts("plain", s) for s in SPLITS],
         lambda: [implied.prompts("implied", s) for s in SPLITS],
-        lambda: [kept.preserved(s, 50) for s in SPLITS],
         lambda: [kept_prompts([kept, Concept("cat")], s, 50) for s in SPLITS],
     ):
         with pytest.raises(ValueError, match="must not name minors"):

@@ -254,7 +254,7 @@ def find_weights(networks: Mapping[str, nn.Module], places: Iterable[str]) -> di
         f"{place}.{name}" if name else place: layer
         for place, module in find_layers(networks, places).items()
         for name, layer in hooks.layers(module).items()
-        if isinstance(getattr(layer, "weight", None), Tensor)
+        if isinstance(weight := getattr(layer, "weight", None), Tensor) and weight.ndim > 1
     }
 
 

@@ -77,7 +77,7 @@ def test_a_record_of_another_judge_is_refused(tmp_path: Path) -> None:
         from_record(record | {"hash": "0" * 64})
     with pytest.raises(ValueError, match="now has version"):
         from_record(record | {"version": "1"})
-    with pytest.raises(ValueError, match="setting of a judge 'size'"):
+    with pytest.raises(ValueError, match="has a setting 'size'"):
         from_record(record | {"settings": {"size": 3}})
     torch.manual_seed(0)
     save(build("conv"), tmp_path / "conv.safetensors")

@@ -6,6 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from expunge.concept import kept_prompts
 from expunge.judge.miniature import MiniatureJudge
 from expunge.miniature.captions import describe, random_pair, random_scene
 from expunge.miniature.data import labels, pictures
@@ -101,7 +102,7 @@ def test_every_concept_can_be_asked_judged_and_has_known_neighbours() -> None:
         assert not set(concept.neighbours) & set(concept.unrelated or ())
         assert judge.knows(concept.name)
         assert all(judge.knows(name) for name in concept.synonyms)
-        kept = " ".join(concept.preserved("train", 400))
+        kept = " ".join(kept_prompts([concept], "train", 400))
         assert not any(name in kept for name in concept.unrelated or ())
 
 

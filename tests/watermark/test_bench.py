@@ -236,7 +236,7 @@ def test_marks_in_noise_run_through_the_bench(tmp_path: Path, backbone: Backbone
 
 
 def test_flags_say_what_to_be_careful_about(tmp_path: Path, backbone: Backbone) -> None:
-    edits = ["vae", "regeneration:0.9:num_inference_steps=5"]
+    edits = ["vae", "regeneration:0.9,num_inference_steps=5"]
     log = _run(tmp_path, edits, count=10, pipe=backbone)
     codes = {flag["code"] for flag in log.data["flags"]}
     assert {"few-pictures", "content-changed"} <= codes
@@ -260,7 +260,7 @@ def test_both_layers_at_once(tmp_path: Path, backbone: Backbone, gone: Erasure) 
         backbone,
         gone,
         [Learned()],
-        _edits("none", "img2img:0.9:num_inference_steps=10"),
+        _edits("none", "img2img:0.9,num_inference_steps=10"),
         count=12,
         folder=tmp_path,
     )

@@ -56,7 +56,8 @@ def _table(log: Log) -> Table:
     table = Table(title="pictures that show what was asked for", box=SIMPLE_HEAD, pad_edge=False)
     for column in (*columns, "difference, points"):
         left = column in ("asked for", "how", "model")
-        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
+        justify: Literal["left", "right"] = "left" if left else "right"
+        table.add_column(column, justify=justify, no_wrap=not left, overflow="fold")
     for row in log.differences:
         if row.first == "original" and row.second in others and row.judge == log.judge.name:
             table.add_row(

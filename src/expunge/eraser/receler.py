@@ -144,9 +144,9 @@ class _Robust(Objective):
             for handle in watching:
                 handle.remove()
         error = (predicted - some.targets.to(latents)).float().square().mean()
-        outside = self._outside(latents, some, student)
-        elsewhere = torch.stack([_where(each, outside).square().mean() for each in added]).mean()
-        return {"erase": error, "local": method.local * elsewhere}
+        outside, words = self._outside(latents, some, student), told.prompt_embeds.shape[1]
+        elsewhere = torch.stack([_where(each, outside, words).square().mean() for each in added])
+        return {"erase": error, "local": method.local * elsewhere.mean()}
 
     def _attacked(self, latents: Tensor, some: Points, step: Step) -> Conditioning:
         """The prompts with what an adversary puts after them to bring the concept back."""
@@ -185,10 +185,12 @@ class _Robust(Objective):
         return (maps < self.method.mask_threshold * largest).to(latents.dtype)[:, None]
 
 
-def _where(added: Tensor, outside: Tensor) -> Tensor:
+def _where(added: Tensor, outside: Tensor, words: int) -> Tensor:
     """What a bottleneck adds outside, (n, places, width)."""
     from expunge.backbone.attention import grid
 
+    if added.shape[1] > outside[0].numel():  # FLUX's single blocks: text and picture as one
+        added = added[:, words:]
     rows, columns = grid(added.shape[1], *outside.shape[-2:])
     mask = torch.nn.functional.interpolate(outside.float(), (rows, columns), mode="nearest")
     return added.float() * mask.flatten(2).mT

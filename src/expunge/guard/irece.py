@@ -170,8 +170,8 @@ class _Irece(Acting):
         looks = range(len(self.sought), len(self.sought) + self.guard.looks)
         errors = torch.stack([self._errors(clean, self._noise(clean, i), sought) for i in looks])
         own, *others = errors.mean(0)
-        there: Tensor = own < (1 - self.guard.presence) * torch.stack(others).amin(0)
-        return there
+        present: Tensor = own < (1 - self.guard.presence) * torch.stack(others).amin(0)
+        return present
 
     def _errors(self, clean: Tensor, noise: Tensor, sought: _Sought) -> Tensor:
         """How badly each text explains pictures under noise, (texts, n)."""
@@ -212,8 +212,7 @@ class _Irece(Acting):
     def _mask(self, seen: Tensor) -> Tensor:
         """Where attention is high for its picture, bool (n, height, width)."""
         low, high = seen.amin((1, 2), keepdim=True), seen.amax((1, 2), keepdim=True)
-        mask: Tensor = (seen - low) / (high - low).clamp_min(1e-12) >= self.guard.threshold
-        return mask
+        return (seen - low) / (high - low).clamp_min(1e-12) >= self.guard.threshold
 
     def _noise(self, like: Tensor, index: int) -> Tensor:
         """Noise that is the same for every picture, whatever the batch."""
