@@ -51,7 +51,7 @@ def test_a_folder_of_pickles_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_a_single_file_can_be_opened_again(pipe: Any, backbone: Backbone, tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     save_file(single_file_tensors(pipe), path)
-    with pytest.raises(ValueError, match="say config=… .a bundled"):
+    with pytest.raises(ValueError, match=r"say config=… .a bundled"):
         expunge.load(path, device="cpu")
     opened = as_backbone(expunge.load(path, config="miniature-sd", device="cpu"))
     assert opened.source == {"model": str(path), "config": "miniature-sd"}

@@ -36,7 +36,8 @@ def _check_file(path: Path, config: str | Path | None) -> None:
         raise ValueError(f"a single-file model must be .safetensors, got {shown(path.name)}")
     if config is None:
         raise ValueError(
-            f"{path.name} is a single file: say config=… (a bundled model's name, a diffusers folder or hub id)"
+            f"{path.name} is a single file: say config=… (a bundled model's name, a diffusers "
+            "folder or hub id)"
         )
 
 
