@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from expunge.auditing import leakage as module
 from expunge.auditing.leakage import Pairs, _told, leakage
 from expunge.backbone.base import Backbone
 from expunge.concept import Concept
@@ -43,10 +44,19 @@ def test_original_and_erased_are_measured_on_the_same_pairs(
 ) -> None:
     few = replace(backbone.profile.sampling, num_inference_steps=2)
     monkeypatch.setattr(backbone, "profile", replace(backbone.profile, sampling=few))
-    found: dict[str, Any] = leakage(backbone, erasure, cat, train=4, test=8, steps=20)
-    assert found["original"]["pairs"] == found["erased"]["pairs"] == {"train": 4, "test": 8}
-    assert found["original"]["unpaired"]["n"] == found["erased"]["unpaired"]["n"] == 16
-    assert found["original"] != found["erased"]
+    drawn: list[Pairs] = []
+
+    def seen(train: Pairs, *rest: Any) -> Any:
+        drawn.append(train)
+        return _told(train, *rest)
+
+    monkeypatch.setattr(module, "_told", seen)
+    found: dict[str, Any] = leakage(backbone, erasure, cat, train=4, test=3, steps=20)
+    assert found["original"]["pairs"] == found["erased"]["pairs"] == {"train": 4, "test": 3}
+    assert found["original"]["unpaired"]["n"] == found["erased"]["unpaired"]["n"] == 6
+    original, erased = drawn
+    assert not torch.equal(original.shown, erased.shown)
+    assert not torch.equal(original.shown, original.clear)
     with pytest.raises(ValueError, match="concept must be one that is erased, got 'dog'"):
         leakage(backbone, erasure, Concept("dog"))
     with erasure.applied(backbone), pytest.raises(ValueError, match="remove it before"):

@@ -33,7 +33,7 @@ ERASERS: dict[str, Eraser] = {
     "trace, phase 2, reversed": TRACE(**WALKS, refine=False, target="reversed", from_level=0.6),
     "spm": SPM(**WALKS | {"rank": 1}),
     "receler": Receler(**WALKS, hidden=8, inner_steps=2, vectors=2),
-    "fade": FADE(**WALKS | {"steps": 4}, head_start=1, refill=2, refill_every=2),
+    "fade": FADE(**WALKS, head_start=0, refill=2, refill_every=2),
 }
 
 ONE_A_METHOD = ("uce, prompts", "speed", "esd, kept", "trace", "spm", "receler", "fade")
