@@ -5,8 +5,8 @@
 
 Pictures that the original draws are inverted with an empty prompt, by fixed points and by DDIM,
 with the original (black box) and with the erased model (white box), and drawn again from there with
-an empty prompt, or guided by the concept's name, by the erased model. Every row is kept: a stopped run goes on where it was. About
-twenty minutes on one core for four guards and 48 pictures.
+an empty prompt, or guided by the concept's name, by the erased model. Every row is kept: a stopped
+run goes on where it was. About twenty minutes on one core for four guards and 48 pictures.
 """
 
 from __future__ import annotations
