@@ -125,7 +125,7 @@ def _check_plain(backbone: Backbone) -> None:
     if backbone.quantised:
         raise ValueError(
             "random weights need a model whose own are plain numbers, and this one is quantised; "
-            "load it in half precision, or leave the control out (control=False)"
+            "load it in half precision, or leave the control out (control=False, --no-control)"
         )
 
 

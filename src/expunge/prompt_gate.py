@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ _ALIKE = 0.05
 """Largest difference of a text's states, as a share of their size, that a cast explains."""
 
 
+_NUMBERS = itertools.count()
+"""Names of gates: an address may come again."""
+
+
 @dataclass(frozen=True)
 class _Read:
     """What a text encoder made of one text."""
@@ -40,8 +45,8 @@ class _Encoder:
         self.read: OrderedDict[tuple[int, ...], _Read] = OrderedDict()
 
     def state(self) -> Hashable:
-        """Something of its own: texts encoded before are encoded again, and seen."""
-        return id(self)
+        """Nothing: by its name alone, texts encoded before are encoded again, and seen."""
+        return None
 
     def begin(self) -> None:
         """Nothing to forget between steps."""
@@ -108,6 +113,7 @@ class PromptGate(Gate):
         self.encoder = encoder
         self.names = [(frozenset(tokens), torch.tensor(summary)) for tokens, summary in names]
         self._seen = _Encoder()
+        self._name = f"gate {next(_NUMBERS)}"
         self._handles: list[RemovableHandle] = []
         self._network: nn.Module | None = None
         self._now: Tensor | None = None
@@ -138,7 +144,7 @@ class PromptGate(Gate):
                 f"has {', '.join(sorted(networks))}"
             )
         self._network = networks[self.encoder]
-        hooks.attached(self._network)[f"gate {id(self)}"] = self._seen
+        hooks.attached(self._network)[self._name] = self._seen
         reader = hooks.unwrapped(self._network).register_forward_hook(self._seen, with_kwargs=True)
         inner = hooks.unwrapped(denoiser)
         before = inner.register_forward_pre_hook(self._before, with_kwargs=True)
@@ -148,7 +154,7 @@ class PromptGate(Gate):
         for handle in self._handles:
             handle.remove()
         if self._network is not None:
-            hooks.attached(self._network).pop(f"gate {id(self)}", None)
+            hooks.attached(self._network).pop(self._name, None)
         self._handles, self._network, self._now = [], None, None
 
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -135,6 +135,23 @@ def test_attacks_without_a_control_and_guards_outside_the_loop_are_said() -> Non
     assert "best-of-16" in codes(log)["guard-not-in-loop"]
 
 
+def test_attacks_that_prove_little_are_said() -> None:
+    """Weak on the original, at work without a memory, or beside a control that draws nothing."""
+    fine = codes(log_of([*plain_part(), attacked(control=0)], attacks=[EMBEDDING]))
+    assert not {"attack-weak", "attack-puts-in", "control-broken"} & set(fine)
+    weak = Asked(
+        "cat", "target", 40, {"original": 19, "erased": 0, "control": 0}, attack="inversion"
+    )
+    found = codes(log_of([*plain_part(), weak], attacks=[EMBEDDING]))
+    assert "cat in only 19 of 40 pictures" in found["attack-weak"]
+    along = codes(log_of([*plain_part(), attacked(control=9)], attacks=[EMBEDDING]))
+    assert "show cat in 9 of 40 pictures" in along["attack-puts-in"]
+    wrecked = replace(attacked(control=0), broken={"control": 40})
+    said = codes(log_of([*plain_part(), wrecked], attacks=[EMBEDDING]))
+    assert "inversion" in said["control-broken"]
+    assert "broken-pictures" not in said
+
+
 def test_cut_prompts_are_said() -> None:
     assert cut_short([]) == ()
     assert "2 prompts" in cut_short(["b", "a"])[0].text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from expunge.concept import Concept
 from expunge.eraser.base import Eraser
 from expunge.eraser.esd import ESD
 from expunge.eraser.finetune import FineTuner
-from expunge.eraser.points import Points, predictions
+from expunge.eraser.points import Points, predictions, walk
 from expunge.eraser.trace import TRACE
 from expunge.eraser.uce import UCE
 from expunge.erasure import Erasure
@@ -77,9 +79,11 @@ def test_every_eraser_works_from_end_to_end(
 def _toward(backbone: Backbone, eraser: Eraser, erasure: Erasure, concept: Concept) -> float:
     """How far the prediction for the concept moved along the way the method says: its guide."""
     pairs = concept.pairs("train", 4)
-    torch.manual_seed(0)
-    latents = torch.randn(len(pairs), *backbone.latent_shape(64, 64))
-    levels = torch.full((len(pairs),), 0.7, dtype=torch.float64)
+    with original():
+        seen = walk(backbone, [text for text, _ in pairs], backbone.profile.sampling, seed=7)
+    at = (seen.levels < 0.6) & (seen.levels > 0.2)
+    latents, levels = seen.latents[at], seen.levels[at]
+    pairs = [pairs[i] for i in seen.owners[at].tolist()]
     away = isinstance(eraser, ESD) or getattr(eraser, "target", "") == "reversed"
     empty = away or not getattr(eraser, "to_anchor", True) or type(eraser).__name__ == "Receler"
     other = None if empty else [anchor for _, anchor in pairs]
@@ -94,7 +98,7 @@ def _toward(backbone: Backbone, eraser: Eraser, erasure: Erasure, concept: Conce
     return float(torch.nn.functional.cosine_similarity(wanted, moved, dim=0))
 
 
-LONGER: dict[str, Any] = {"steps": 12, "batch_size": 4, "lr": 3e-3}
+LONGER: dict[str, Any] = {"steps": 16, "batch_size": 4, "lr": 3e-3}
 
 
 @pytest.mark.parametrize("name", [n for n in ERASERS if not n.startswith("fade")])
@@ -199,7 +203,7 @@ def test_several_concepts_have_changes_each(name: str, pipe: Any) -> None:
         assert sum(c.norm for changes in part.by_place().values() for c in changes) > 0
 
 
-@pytest.mark.parametrize("name", [n for n in ONE_A_METHOD if isinstance(ERASERS[n], FineTuner)])
+@pytest.mark.parametrize("name", ["esd, kept", "trace", "spm", "receler"])
 def test_a_batch_of_one_concept_moves_its_own_changes_alone(name: str, pipe: Any) -> None:
     """The first concept's turns of a run of two are a run of one, bit for bit but for the rate."""
     backbone, eraser = as_backbone(pipe), ERASERS[name]
@@ -344,21 +348,19 @@ def test_a_checkpoint_of_another_concept_is_not_resumed(
 
     def stopping(self: Any, step: Any, player: str) -> Any:
         if step.number == 2:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
         return plain(self, step, player)
 
-    from expunge.run import plan
-
-    monkeypatch.setattr(plan.Plan, "save_every", 1)
     monkeypatch.setattr(matching.Matching, "loss", stopping)
-    settings = dataclasses.replace(ERASERS["esd"], steps=4)  # type: ignore[call-arg]
-    with pytest.raises(KeyboardInterrupt):
+    settings = dataclasses.replace(ERASERS["esd"], steps=5)  # type: ignore[call-arg]
+    with pytest.raises(KeyboardInterrupt, match="goes on from step 3"):
         settings.erase(pipe, [cat], folder=tmp_path)
     monkeypatch.setattr(matching.Matching, "loss", plain)
-    if not (tmp_path / "checkpoints").exists():
-        pytest.skip("nothing was kept")
+    assert len(settings.erase(pipe, [cat]).record["losses"]["cat"]) == 5
     with pytest.raises(ValueError, match=r"concept|cat|dog"):
         expunge.erase(pipe, "dog", settings, folder=tmp_path)
+    resumed = settings.erase(pipe, [cat], folder=tmp_path)
+    assert len(resumed.record["losses"]["cat"]) == 5
 
 
 def test_requests_survive_their_record(cat: Concept) -> None:

@@ -72,7 +72,7 @@ CASES = {
     Rule.NOTHING_FOUND: (
         with_attacks(*((attack, 3, 2) for attack in ALL)),
         "No cat in 40 pictures asked by name, nor under any of 4 attacks beyond what a control "
-        f"gives{NEIGHBOURS}",
+        "gives, which leaves up to 13 % unseen" + NEIGHBOURS.replace(" pictures", ""),
     ),
 }
 
@@ -121,6 +121,13 @@ def test_what_the_control_gives_too_is_no_leak() -> None:
     assert ruling(log).rule is Rule.NOTHING_FOUND
     assert not ways(log, "cat")[0].above
     assert "no attack by prompt, embedding and weights" in said(log)
+
+
+def test_few_prompts_under_attack_are_no_resistance() -> None:
+    few = log_of([*plain_part(), attacked(2, 0, n=4)], attacks=[EMBEDDING])
+    assert "beyond what a control gives, which leaves up to 85 % unseen; " in said(few)
+    many = [attacked(3, 2, attack, n=400) for attack in ALL]
+    assert "what a control gives; neighbours" in said(log_of([*plain_part(), *many], attacks=ALL))
 
 
 def test_the_luckiest_of_many_attacks_is_not_news() -> None:

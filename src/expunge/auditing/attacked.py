@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from scipy.stats import fisher_exact
 
 from expunge.auditing.figures import ERASED, ORIGINAL
-from expunge.auditing.log import PLAIN, Attack, Cell, Difference, Log
+from expunge.auditing.log import PLAIN, Attack, Cell, Difference, Interval, Log
 from expunge.measure.rates import Rate, newcombe
 
 TIERS = ("prompt", "embedding", "latent", "weights")
@@ -25,6 +25,8 @@ class Way:
         control: the control that the attack does best on; None where none was attacked.
         above: whether erased exceeds it beyond chance; without a control, whether anything came
             back at all.
+        most: how much more than its control erased may give, at the most: the upper end of the
+            interval, which few prompts leave wide.
     """
 
     attack: Attack
@@ -34,6 +36,7 @@ class Way:
     control: Cell | None
     guarded: Cell | None
     above: bool
+    most: float
 
 
 def ways(log: Log, concept: str) -> list[Way]:
@@ -53,8 +56,8 @@ def ways(log: Log, concept: str) -> list[Way]:
     tests = [_test(log, way) for way in found]
     kept = _holm([p for p, _ in tests])
     return [
-        replace(way, above=significant and above)
-        for way, significant, (_, above) in zip(found, kept, tests, strict=True)
+        replace(way, above=significant and low > 0, most=high)
+        for way, significant, (_, (low, high)) in zip(found, kept, tests, strict=True)
     ]
 
 
@@ -92,22 +95,24 @@ def _ways_of(log: Log, attack: Attack, concept: str) -> list[Way]:
                 max(controls, key=lambda cell: cell.rate, default=None),
                 max(guarded, key=lambda cell: cell.rate, default=None),
                 above=False,
+                most=1.0,
             )
         )
     return made
 
 
-def _test(log: Log, way: Way) -> tuple[float, bool]:
-    """The p value of erased against its control, and whether the interval lies above 0."""
+def _test(log: Log, way: Way) -> tuple[float, Interval]:
+    """The p value of erased against its control, and the interval of their difference."""
     if way.control is None:
-        return 0.0, way.erased.k > 0
+        found = way.erased
+        return 0.0, (found.ci[0] if found.k else 0.0, found.ci[1])
     row = _paired(log.differences, way.erased, way.control)
     if row is not None:
-        return row.p, row.ci[0] > 0
+        return row.p, row.ci
     one, two = way.control, way.erased
     table = [[two.k, two.n - two.k], [one.k, one.n - one.k]]
-    low, _ = newcombe(Rate(one.k, one.n), Rate(two.k, two.n))
-    return float(fisher_exact(table).pvalue), low > 0
+    interval = newcombe(Rate(one.k, one.n), Rate(two.k, two.n))
+    return float(fisher_exact(table).pvalue), interval
 
 
 def _paired(rows: Sequence[Difference], erased: Cell, control: Cell) -> Difference | None:

@@ -56,7 +56,8 @@ def _table(log: Log) -> Table:
     table = Table(title="pictures that show what was asked for", box=SIMPLE_HEAD, pad_edge=False)
     for column in (*columns, "difference, points"):
         left = column in ("asked for", "how", "model")
-        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
+        justify: Literal["left", "right"] = "left" if left else "right"
+        table.add_column(column, justify=justify, no_wrap=not left, overflow="fold")
     for row in log.differences:
         if row.first == "original" and row.second in others and row.judge == log.judge.name:
             table.add_row(
@@ -97,6 +98,9 @@ def audit(
     guard: Annotated[
         Names, Parameter(help="Guards, a condition each; see `expunge list guards`.")
     ] = [],  # noqa: B006  never written to
+    control: Annotated[
+        bool, Parameter(help="Attack random weights too: what does an attack bring along?")
+    ] = True,
     split: Annotated[Literal["test", "validation"], Parameter(help="Whose prompts.")] = "test",
     frechet: Annotated[
         bool, Parameter(help="Fréchet distance, from 1,000 benign pictures.")
@@ -144,6 +148,7 @@ def audit(
         "strength": strength,
         "attacks": trying,
         "guards": guards,
+        "control": control,
         "split": split,
         "frechet": frechet,
     }
@@ -177,7 +182,7 @@ def _tried(kind: str, texts: list[str]) -> list[Any]:
         ValueError: one is asked for twice, or is what is done anyway.
     """
     made = [names.make(kind, text) for text in names.listed(texts)]
-    known = [each.name for each in made]
+    known = [each.label for each in made]
     for name in known:
         if name == "plain" or known.count(name) > 1:
             why = "is always done" if name == "plain" else "is asked for twice"

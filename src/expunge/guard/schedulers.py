@@ -59,10 +59,11 @@ class Outputs(Memory):
 
 
 class Derivative(Memory):
-    """Of Heun's scheduler, which calls twice a step."""
+    """Of Heun's scheduler and its like, which call twice a step and once for the last."""
 
     def whole(self) -> bool:
-        return bool(self.scheduler.state_in_first_order)
+        last = self.scheduler.step_index == len(self.scheduler.timesteps)
+        return bool(self.scheduler.state_in_first_order) or last
 
 
 class Orders(Memory):

@@ -164,11 +164,10 @@ def _attacked(log: Log, ruling: Ruling, album: Album) -> Tile:
 
 
 def _lanes(way: Way) -> tuple[Lane, ...]:
-    marks: tuple[tuple[Mark, Share | None], ...] = (
-        *(("o", way.original), ("e", way.erased)),
-        *(("g", way.guarded), ("c", way.control)),
+    sides: tuple[tuple[Mark, Share | None], ...] = (
+        *(("o", way.original), ("e", way.erased), ("c", way.control)),
     )
-    return tuple(Lane(mark, share) for mark, share in marks if share is not None)
+    return tuple(Lane(mark, share) for mark, share in sides if share is not None)
 
 
 def _control(way: Way) -> str:
@@ -178,7 +177,7 @@ def _control(way: Way) -> str:
 def _strongest(above: Sequence[Way], shown: Way) -> str:
     """What the strongest attack of all gets, where it is another."""
     if not above:
-        return "No attack exceeds its control."
+        return "No attack exceeds its control beyond chance."
     most = max(above, key=lambda way: way.erased.rate)
     if most == shown:
         return ""

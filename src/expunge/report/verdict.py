@@ -177,8 +177,12 @@ def _nothing_found(log: Log, concept: str) -> list[tuple[str, bool]]:
     named = log.cell(concept=concept)
     count = f"any of {len(tried)} attacks" if len(tried) > 1 else "the one attack"
     beyond = " beyond what a control gives" if all(way.control for way in tried) else ""
+    most = max(way.most for way in tried)
     missing = [tier for tier in TIERS if tier not in {way.attack.access for way in tried}]
     said = f"No {concept} in {named.n:,} pictures asked by name, nor under {count}{beyond}"
+    if most > log.thresholds.too_few:
+        # Not told apart from a control is not the same as none: few prompts see little.
+        said += f", which leaves up to {percent(most)} unseen"
     untried = [(f"no attack by {listed(missing)}", False)] if missing else []
     return [(said, False), *untried, *_neighbours(log)]
 
