@@ -182,6 +182,15 @@ def test_a_pipeline_that_shares_the_network_is_erased_too(sd: Any) -> None:
     assert torch.equal(redraw(), before)
 
 
+def test_a_scheduler_that_was_swapped_meanwhile_is_left_as_it_was(sd: Any) -> None:
+    erasure, before = ERASER.erase(sd, [CAT]), sd.scheduler
+    erasure.apply(sd)
+    sd.scheduler = DDIMScheduler.from_config(sd.scheduler.config)
+    erasure.remove(sd)
+    assert "step" not in before.__dict__
+    assert "step" not in sd.scheduler.__dict__
+
+
 def test_another_scheduler_changes_nothing_of_it(sd: Any) -> None:
     erasure = ERASER.erase(sd, [CAT])
     sd.scheduler = DDIMScheduler.from_config(sd.scheduler.config)

@@ -114,3 +114,13 @@ def test_an_adapter_without_gates_knows_no_rows(backbone: Backbone) -> None:
     adapter = Adapter(backbone.networks, {"x": {f"unet/{layer[0]}": change}}, name="plain")
     assert adapter.gates == {}
     adapter.remove(backbone.networks)
+
+
+def test_a_gate_that_cannot_be_watched_leaves_nothing_behind(backbone: Backbone) -> None:
+    erasure = _gated(backbone, ["cat"])
+    [part] = erasure.parts
+    lost = Erasure([Part(CAT, tuned=part.tuned, gate=PromptGate("text_encoder_7", []))], {})
+    with pytest.raises(ValueError, match="text_encoder_7"):
+        lost.apply(backbone)
+    assert not applied_to(backbone.denoiser)
+    assert not any(module._forward_hooks for module in backbone.denoiser.modules())

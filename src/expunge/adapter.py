@@ -116,15 +116,16 @@ class Adapter:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.name, self.attached = name, True
+        self.scheduler: Any = None  # whose steps check that all of this ran
         self.strengths: dict[str, float] = dict.fromkeys(slices, 1.0)
         self.gates = dict(gates or {})
-        self._slices = slices
         by_place: dict[str, list[tuple[str, Change]]] = {}
         for each, changes in slices.items():
             for place, change in changes.items():
                 by_place.setdefault(place, []).append((each, change))
         found = find_layers(networks, by_place)
         self._check(networks, found, by_place)
+        self._watch(networks)
         self._hooks = {}
         for place, entries in by_place.items():
             hook = _Hook(entries, self)
@@ -137,8 +138,16 @@ class Adapter:
             hooks.forget_compiled(networks[component])
             own = {p: h for p, h in self._hooks.items() if p.partition("/")[0] == component}
             hooks.attached(networks[component])[name] = Share(self, component, own)
-        for gate in self.gates.values():
-            gate.watch(networks)
+
+    def _watch(self, networks: Mapping[str, nn.Module]) -> None:
+        """Let gates follow the networks: all of them, before anything is hooked, or none."""
+        try:
+            for gate in self.gates.values():
+                gate.watch(networks)
+        except ValueError:
+            for gate in self.gates.values():
+                gate.unwatch()
+            raise
 
     def _check(
         self,
@@ -156,12 +165,6 @@ class Adapter:
                     f"this erasure is already applied to this {component} (or to the one it was "
                     "copied from): set its strength or remove it instead"
                 )
-
-    @property
-    def module(self) -> nn.ModuleDict:
-        """All that is trained, for an optimiser or a checkpoint."""
-        places = {place.replace(".", "|"): hook.rest for place, hook in self._hooks.items()}
-        return nn.ModuleDict(places)
 
     def set_strength(self, strengths: Mapping[str, float]) -> None:
         """Set the strength of some slices: 0 is off, 1 as made."""

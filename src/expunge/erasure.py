@@ -163,7 +163,8 @@ class Erasure:
         adapter = Adapter(networks, slices, name=self.id, gates=gates, dtype=backbone.dtype)
         adapter.set_strength(_by_slice(adapter, strengths))
         watched = [networks[component] for component in self.components]
-        hooks.watch_steps(backbone.pipe.scheduler, self.id, _Felt(watched))
+        adapter.scheduler = backbone.pipe.scheduler
+        hooks.watch_steps(adapter.scheduler, self.id, _Felt(watched))
 
     def set_strength(self, pipe: Any, strength: float | Mapping[str, float]) -> None:
         """Change the strength of what is applied.
@@ -183,8 +184,9 @@ class Erasure:
             ValueError: the erasure is not applied here.
         """
         backbone = as_backbone(pipe)
-        self._adapter(backbone).remove(backbone.networks)
-        hooks.unwatch_steps(backbone.pipe.scheduler, self.id)
+        adapter = self._adapter(backbone)
+        adapter.remove(backbone.networks)
+        hooks.unwatch_steps(adapter.scheduler, self.id)  # the pipeline may have another one by now
 
     @contextlib.contextmanager
     def applied(self, pipe: Any, strength: float | Mapping[str, float] = 1.0) -> Iterator[None]:
