@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import expunge
-from expunge.auditing.leakage import leaking
 from expunge.backbone.load import as_backbone
 from expunge.erasure import Erasure
+from expunge.leakage import leaking
 
 
 def _cell(row: dict[str, Any]) -> str:

@@ -18,8 +18,8 @@ from backbone.architectures import TINY
 from safetensors.torch import load_file
 from torch import Tensor
 
+from expunge import leakage
 from expunge.adapter import Adapter
-from expunge.auditing import leakage
 from expunge.backbone.base import Backbone
 from expunge.backbone.guidance import ClassifierFree
 from expunge.backbone.load import as_backbone

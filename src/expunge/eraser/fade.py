@@ -103,8 +103,8 @@ class FADE(FineTuner):
             )
         result = super()._run(backbone, concepts, folder)
         if self.leakage:
-            from expunge.auditing.leakage import leakage
             from expunge.erasure import Erasure
+            from expunge.leakage import leakage
 
             made = Erasure(result.parts, {})
             result.notes["leakage"] = {c.name: leakage(backbone, made, c) for c in concepts}

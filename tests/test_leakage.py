@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from expunge.auditing import leakage as module
-from expunge.auditing.leakage import Pairs, _told, leakage
+from expunge import leakage as module
 from expunge.backbone.base import Backbone
 from expunge.concept import Concept
 from expunge.erasure import Erasure
+from expunge.leakage import Pairs, _told, leakage
 
 
 def pairs(count: int, seed: int, apart: float) -> Pairs:
