@@ -34,13 +34,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from expunge import ESD
-from expunge.adapter import Adapter, LowRank
+from expunge.adapter import Adapter
 from expunge.backbone.base import Backbone
 from expunge.backbone.conditioning import Conditioning
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import BUNDLED
+from expunge.change import LowRank
 from expunge.concept import Concept
-from expunge.eraser.finetune import Points
+from expunge.eraser.matching import Lesson, Matching
+from expunge.eraser.points import Points
+from expunge.run.objective import Step
 
 RANK = 4
 ALLOWED = 1.15
@@ -272,15 +275,11 @@ def weights(backbone: Backbone) -> int:
 
 
 def fresh(backbone: Backbone) -> dict[str, LowRank]:
-    layers = backbone.select("attention")
-    device = backbone.device
-    return {
-        name: LowRank(
-            torch.randn(RANK, layer.in_features, device=device),
-            torch.zeros(layer.out_features, RANK, device=device),
-        )
-        for name, layer in layers.items()
-    }
+    generator, found = torch.Generator().manual_seed(0), {}
+    for name, layer in backbone.select("attention").items():
+        change = LowRank.fresh(layer, RANK, generator).to(backbone.device).requires_grad_()
+        found[f"{backbone.denoiser_name}/{name}"] = change
+    return found
 
 
 def one_batch(backbone: Backbone) -> dict[str, int]:
@@ -289,11 +288,15 @@ def one_batch(backbone: Backbone) -> dict[str, int]:
     level = torch.tensor([0.5], dtype=torch.float64)
     erased, kept = (Points(part, level, ["a cat"], part) for part in noise.split(1))
     backbone.denoiser.requires_grad_(False)
-    adapter = Adapter(backbone.denoiser, {"cat": fresh(backbone)}, trainable=True)
-    adapters = size(adapter.module.parameters())
+    changes = fresh(backbone)
+    adapter = Adapter(backbone.networks, {"cat": changes})
+    adapters = size(p for change in changes.values() for p in change.parameters())
+    objective = Matching(ESD(preserve=1.0), backbone, {"cat": Lesson(erased, kept)})
     with peak(backbone) as most:
-        torch.autograd.backward(ESD(preserve=1.0).loss(backbone, erased, kept))
-    adapter.remove()
+        terms = objective.loss(Step(0, torch.Generator().manual_seed(0)), "cat")
+        assert isinstance(terms, dict)
+        torch.autograd.backward(sum(terms.values()))
+    adapter.remove(backbone.networks)
     backbone.denoiser.requires_grad_(True)
     return {"adapters": adapters, "activations": most() - weights(backbone) - adapters}
 
