@@ -1,9 +1,10 @@
-"""Measure the figures of docs/figures.md again: three methods on six concepts fixed in advance.
+"""Measure the figures of docs/figures.md again: every method on six concepts fixed in advance.
 
     python benchmarks/figures.py [--out runs/figures] [--jobs 2] [--methods trace uce esd]
-                                 [--model miniature-sd]
+                                 [--concepts cat car] [--model miniature-sd]
 
-Every step is kept: a stopped run goes on where it was. About an hour on two cores.
+Every step is kept: a stopped run goes on where it was. Some minutes a method and concept on one
+core; a training of them about half of that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 from expunge.auditing.log import Broken, Cell, Log
 
 CONCEPTS = ("cat", "car", "bicycle", "Ada Lindqvist", "Ivo Brandt", "hazard sign")
-SIZES = {"trace": (400, 75, 50), "uce": (50, 25, 25), "esd": (50, 25, 25)}
+METHODS = ("uce", "speed", "esd", "spm", "receler", "trace", "fade")
+SIZES = ("--prompts", "100", "--neighbours", "50", "--unrelated", "25")
 """Prompts for each way of asking, for each neighbour, for each unrelated concept."""
 
 
@@ -32,9 +34,7 @@ def measure(method: str, concept: str, model: str, out: Path) -> Path:
     folder = out / f"{method}-{concept.replace(' ', '-')}"
     if not (folder / "erasure.json").exists():
         expunge("erase", concept, "--method", method, "--model", model, "--out", str(folder))
-    target, neighbour, unrelated = map(str, SIZES[method])
-    sizes = ("--prompts", target, "--neighbours", neighbour, "--unrelated", unrelated)
-    expunge("audit", str(folder), *sizes, "--store", str(out / "store"), "--no-frechet")
+    expunge("audit", str(folder), *SIZES, "--store", str(out / "store"), "--no-frechet")
     print(f"{method} {concept} done", flush=True)
     return folder
 
@@ -52,6 +52,14 @@ def _shown(log: Log, probe: str) -> str:
     except KeyError:
         return "–"
     return f"{_share(before)} → **{_share(after)}**"
+
+
+def _seconded(log: Log) -> str:
+    """The plain rate of the erased model by the second judge."""
+    concept = log.target.concepts[0]
+    wanted = ("plain", "erased", "plain", concept, log.judges[-1].name)
+    found = [c for c in log.cells if (c.probe, c.condition, c.attack, c.concept, c.judge) == wanted]
+    return _share(found[0])
 
 
 def _broken(log: Log, role: str, condition: str) -> str:
@@ -76,6 +84,7 @@ def line(method: str, log: Log) -> str:
         concept,
         method,
         *shown,
+        _seconded(log),
         f"{100 * mean:.1f}",
         f"{100 * least:.1f} ({which})",
         f"{benign[0]} → {benign[1]}",
@@ -85,8 +94,8 @@ def line(method: str, log: Log) -> str:
 
 
 HEAD = (
-    "| concept | method | plain | synonyms | implied | neighbours keep, mean | least |"
-    " broken, benign | broken, target |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| concept | method | plain | synonyms | implied | plain, second judge |"
+    " neighbours keep, mean | least | broken, benign | broken, target |\n|" + " --- |" * 10
 )
 
 
@@ -94,16 +103,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/figures"))
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--methods", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--concepts", nargs="+", default=CONCEPTS, choices=CONCEPTS)
     parser.add_argument("--model", default="miniature-sd")
     asked = parser.parse_args()
-    jobs = [(method, concept) for method in asked.methods for concept in CONCEPTS]
+    jobs = [(method, concept) for concept in asked.concepts for method in asked.methods]
     with ThreadPoolExecutor(asked.jobs) as pool:
         folders = list(pool.map(lambda job: measure(*job, asked.model, asked.out), jobs))
     lines = []
     for (method, _), folder in zip(jobs, folders, strict=True):
         lines.append(line(method.upper(), Log.load(folder / "log")))
-    table = "\n".join([HEAD, *sorted(lines, key=lambda row: [c in row for c in CONCEPTS][::-1])])
+    table = "\n".join([HEAD, *lines])
     (asked.out / "table.md").write_text(table + "\n")
     print(table)
 

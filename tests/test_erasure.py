@@ -19,7 +19,7 @@ from expunge.concept import Concept, slug
 from expunge.erasure import Erasure
 from expunge.formats import export
 from expunge.hooks import original
-from expunge.text_edit import concept_rows
+from expunge.text_rows import concept_rows
 from expunge.verification import verify
 
 
@@ -295,7 +295,8 @@ def test_several_concepts_go_as_far_as_each_alone(backbone: Backbone) -> None:
 def test_tokens_are_aligned_by_matching(
     backbone: Backbone, text: str, other: str, names: list[str], tokens: Any, pairs: list[Any]
 ) -> None:
-    from expunge.text_edit import Request, _Read
+    from expunge.request import Request
+    from expunge.text_rows import Reading
 
     request = Request(((text, other),), tuple(names), (), Ridge(), tokens=tokens)
     [run], [replaced] = backbone.tokens([text]), backbone.tokens([other])
@@ -307,7 +308,7 @@ def test_tokens_are_aligned_by_matching(
 
     found = [
         (word(run.ids, place), word(replaced.ids, guide))
-        for place, guide in _Read(backbone, [request]).aligned(request)[0]
+        for place, guide in Reading(backbone, [request]).aligned(request)[0]
         if place < ends
     ]
     assert sorted(found) == sorted(pairs)

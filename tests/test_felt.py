@@ -197,6 +197,19 @@ def test_another_scheduler_changes_nothing_of_it(sd: Any) -> None:
     assert _shift(sd, erasure) > 0
 
 
+def test_the_check_follows_to_another_scheduler(sd: Any) -> None:
+    """Swapping the scheduler is the most usual thing to do to a pipeline."""
+    erasure, first = ERASER.erase(sd, [CAT]), sd.scheduler
+    with erasure.applied(sd):
+        sd.scheduler = second = DDIMScheduler.from_config(sd.scheduler.config)
+        _drawn(sd)
+        assert "step" not in first.__dict__
+        sd.fuse_qkv_projections()
+        with pytest.raises(NotFeltError, match="did not run"):
+            _drawn(sd)
+    assert "step" not in second.__dict__
+
+
 def test_gradient_checkpointing_and_offloading_keep_it(sd: Any) -> None:
     erasure = ERASER.erase(sd, [CAT])
     wanted = _shift(sd, erasure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,7 +116,7 @@ class Adapter:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.name, self.attached = name, True
-        self.scheduler: Any = None  # whose steps check that all of this ran
+        self.at_end: list[Callable[[], None]] = []  # called when all of it is off
         self.strengths: dict[str, float] = dict.fromkeys(slices, 1.0)
         self.gates = dict(gates or {})
         by_place: dict[str, list[tuple[str, Change]]] = {}
@@ -182,6 +182,8 @@ class Adapter:
             hooks.attached(network).pop(self.name, None)
         for gate in self.gates.values():
             gate.unwatch()
+        for call in self.at_end:
+            call()
 
 
 class Share:

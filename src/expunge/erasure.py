@@ -12,19 +12,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from expunge import hooks
 from expunge.adapter import Adapter, applied_to, check_layer, find_layers, find_weights
 from expunge.backbone.base import Backbone
 from expunge.backbone.identity import SAME_WEIGHTS, sketch, sketch_distance
 from expunge.backbone.load import as_backbone
 from expunge.change import Change, Changes, together
 from expunge.concept import Concept
+from expunge.felt import StepCheck
 from expunge.gate import Gate
 from expunge.record import SCHEMA
+from expunge.request import Request
 from expunge.settings import MOST_STRENGTH
-from expunge.text_edit import Request, solve
+from expunge.text_edit import solve
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,6 @@ class Part:
     def by_place(self) -> dict[str, list[Change]]:
         """Everything this part adds to the model."""
         return together([self.closed, self.tuned])
-
-
-class _Felt:
-    """Watches a pipeline's steps: at the first whole one, all that is applied must have run."""
-
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        self.networks = networks
-
-    def __call__(self, taken: hooks.StepTaken) -> None:
-        for network in self.networks:
-            if taken.first:
-                hooks.step_done(network)
-            hooks.step_begun(network)
 
 
 class Erasure:
@@ -162,9 +150,7 @@ class Erasure:
         networks = backbone.networks
         adapter = Adapter(networks, slices, name=self.id, gates=gates, dtype=backbone.dtype)
         adapter.set_strength(_by_slice(adapter, strengths))
-        watched = [networks[component] for component in self.components]
-        adapter.scheduler = backbone.pipe.scheduler
-        hooks.watch_steps(adapter.scheduler, self.id, _Felt(watched))
+        adapter.at_end.append(StepCheck(backbone, self.components, self.id).stop)
 
     def set_strength(self, pipe: Any, strength: float | Mapping[str, float]) -> None:
         """Change the strength of what is applied.
@@ -184,9 +170,7 @@ class Erasure:
             ValueError: the erasure is not applied here.
         """
         backbone = as_backbone(pipe)
-        adapter = self._adapter(backbone)
-        adapter.remove(backbone.networks)
-        hooks.unwatch_steps(adapter.scheduler, self.id)  # the pipeline may have another one by now
+        self._adapter(backbone).remove(backbone.networks)
 
     @contextlib.contextmanager
     def applied(self, pipe: Any, strength: float | Mapping[str, float] = 1.0) -> Iterator[None]:

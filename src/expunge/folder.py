@@ -18,8 +18,8 @@ from expunge.concept import Concept, slug
 from expunge.erasure import Erasure, Part
 from expunge.gate import Gate
 from expunge.record import RECORD, occupied, read_record
+from expunge.request import Request
 from expunge.run.files import check_file, write_atomically, write_text
-from expunge.text_edit import Request
 
 ADAPTERS = "adapters"
 

@@ -31,8 +31,9 @@ from expunge.erasure import Erasure
 from expunge.formats import export
 from expunge.hooks import original
 from expunge.prompts import split_of
+from expunge.request import Request
 from expunge.run.fit import DivergedError
-from expunge.text_edit import Request, concept_rows
+from expunge.text_rows import concept_rows
 from expunge.verification import verify
 
 SMALL = Concept("cat", anchor="dog", templates=("a [photo|picture|drawing|view] of a {}",))

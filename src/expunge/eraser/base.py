@@ -20,7 +20,7 @@ from expunge.vocabulary import check_distinct
 if TYPE_CHECKING:
     from expunge.backbone.base import Backbone
     from expunge.erasure import Erasure, Part
-    from expunge.text_edit import Request
+    from expunge.request import Request
 
 
 @dataclass(frozen=True)

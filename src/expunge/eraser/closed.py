@@ -15,7 +15,7 @@ from expunge.settings import Hold, TokenChoice, check_choice, check_counts
 if TYPE_CHECKING:
     from expunge.backbone.base import Backbone
     from expunge.closed_form import Solver
-    from expunge.text_edit import Request
+    from expunge.request import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,8 @@ def request(concept: Concept, solver: Solver, settings: Any, **more: Any) -> Req
         settings: an eraser with the attributes of `ClosedForm`.
         more: further fields of the request.
     """
-    from expunge.text_edit import EMPTY, Request
+    from expunge.request import Request
+    from expunge.text_rows import EMPTY
 
     names = concept.names if settings.synonyms else (concept.name,)
     pairs = [

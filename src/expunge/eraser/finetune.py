@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from expunge.backbone.profile import Sampling
     from expunge.change import Change, Changes
     from expunge.gate import Gate
+    from expunge.request import Request
     from expunge.run.objective import Objective, Player
-    from expunge.text_edit import Request
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from expunge.backbone.base import Backbone
     from expunge.eraser.points import Points
-    from expunge.text_edit import Request
+    from expunge.request import Request
 
 ClosedFormVariant = Literal["refine", "collapse"]
 Target = Literal["anchor", "reversed"]

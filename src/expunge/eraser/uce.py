@@ -11,7 +11,7 @@ from expunge.settings import check_numbers
 
 if TYPE_CHECKING:
     from expunge.closed_form import Solver
-    from expunge.text_edit import Request
+    from expunge.request import Request
 
 
 @dataclass(frozen=True, kw_only=True)
