@@ -22,7 +22,7 @@ from expunge.concept import Concept
 from expunge.erasure import Erasure
 from expunge.judge.base import Judge
 from expunge.judge.choose import default_judge
-from expunge.measure.rates import Paired
+from expunge.measure.paired import Paired
 
 TOGETHER = (
     "cat", "car", "Ada Lindqvist", "Ivo Brandt", "dog", "bicycle", "ship", "Boris Halloran",

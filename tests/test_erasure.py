@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -249,10 +250,50 @@ def test_what_is_kept_never_names_what_goes(backbone: Backbone) -> None:
     eraser = UCE(prompts=4, preserved=40, to_anchor=True)
     requests = [eraser.request(concept) for concept in concepts]
     assert any(concepts[0].mentions(text) for text in requests[1].kept)
-    texts, weight = kept_texts(requests, concepts)
+    texts = kept_texts(requests, concepts)
     assert texts
     assert not any(concept.mentions(text) for text in texts for concept in concepts)
-    assert weight * len(texts) == pytest.approx(sum(len(r.kept) for r in requests) / 2)
+    both = set(requests[0].kept) & set(requests[1].kept) & set(texts)
+    [once] = {weight for text, weight in texts.items() if text not in both}
+    assert all(texts[text] == pytest.approx(2 * once) for text in both)
+
+
+def test_a_prompt_that_names_another_that_goes_is_no_lesson(backbone: Backbone) -> None:
+    """Its guide would hold the other: "a cat in the style of anyone"."""
+    from expunge.text_edit import agreeing
+
+    concepts = [backbone.profile.vocabulary.resolve(name) for name in ("cat", "Ivo Brandt")]
+    eraser = UCE(prompts=20, tokens="suffix", to_anchor=True)
+    asked = {concept.name: eraser.request(concept) for concept in concepts}
+    cat, style = agreeing(asked, concepts).values()
+    assert cat == asked["cat"]
+    assert 0 < len(style.pairs) < len(asked["Ivo Brandt"].pairs)
+    assert not any(concepts[0].mentions(text) for text, _ in style.pairs)
+    assert style.erase_weight * len(style.pairs) == pytest.approx(len(asked["Ivo Brandt"].pairs))
+    black = Concept("black cat")
+    both = {"black cat": eraser.request(black), "cat": asked["cat"]}
+    assert agreeing(both, [black, concepts[0]])["black cat"] == both["black cat"]
+
+
+def test_padding_counts_as_much_as_it_is_told_to(backbone: Backbone) -> None:
+    """On both sides of the solve: of what goes and of what stays."""
+    from expunge.text_rows import kept_states
+
+    whole = UCE(prompts=2, tokens="suffix", to_anchor=True).request(Concept("cat", anchor="ball"))
+    light = dataclasses.replace(whole, padding=0.25)
+    rows = concept_rows(backbone, {"whole": whole, "light": light})
+    [run] = backbone.tokens([text for text, _ in whole.pairs])
+    behind = sum(len(ids) - 1 - ids.tolist().index(run.end) for ids in run.ids)
+    full, less = rows["whole"]["tokens"], rows["light"]["tokens"]
+    ratios = less.sources.norm(dim=1) / full.sources.norm(dim=1)
+    assert int((ratios < 0.75).sum()) == behind
+    assert sorted({round(float(ratio), 3) for ratio in ratios}) == [0.5, 1.0]
+    texts = {"a red ball on the grass": 3.0}
+    grams = [
+        kept_states(backbone, texts, "states", padding, rows=False)["tokens"].gram
+        for padding in (0.0, 0.25, 1.0)
+    ]
+    assert torch.allclose(grams[1], grams[0] + 0.25 * (grams[2] - grams[0]))
 
 
 def test_several_concepts_go_as_far_as_each_alone(backbone: Backbone) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from expunge.backbone.base import Backbone
@@ -14,21 +17,34 @@ from expunge.settings import Hold
 from expunge.text_rows import concept_rows, kept_states
 
 
-def _naming(concepts: Sequence[Concept]) -> Callable[[str], bool]:
-    return lambda text: any(concept.mentions(text) for concept in concepts)
+def agreeing(requests: Mapping[str, Request], concepts: Sequence[Concept]) -> dict[str, Request]:
+    """Requests without pairs that name another concept that goes: "a cat by Ivo Brandt" would keep
+    the cat where both go.
+
+    What is left of a request weighs as much as all of it did; one whose pairs all do stays whole.
+    """
+    found = {}
+    for name, request in requests.items():
+        others = [concept for concept in concepts if concept.name != name]
+        pairs = tuple(p for p in request.pairs if not any(c.mentions(p[0]) for c in others))
+        if pairs and len(pairs) < len(request.pairs):
+            weight = request.erase_weight * len(request.pairs) / len(pairs)
+            request = replace(request, pairs=pairs, erase_weight=weight)
+        found[name] = request
+    return found
 
 
-def kept_texts(requests: Iterable[Request], concepts: Sequence[Concept]) -> tuple[list[str], float]:
+def kept_texts(requests: Iterable[Request], concepts: Sequence[Concept]) -> dict[str, float]:
     """Kept texts of several concepts that name none of them, and the weight of each.
 
-    The weight makes all of them count as much as one concept's own would alone, so what is kept
-    pulls no harder when more concepts go.
+    A text weighs as often as concepts ask to keep it. TODO
     """
     pools = [request.kept for request in requests]
-    names_one = _naming(concepts)
-    texts = [t for t in dict.fromkeys(text for pool in pools for text in pool) if not names_one(t)]
+    asked = Counter(text for pool in pools for text in dict.fromkeys(pool))
+    kept = {t: n for t, n in asked.items() if not any(each.mentions(t) for each in concepts)}
     usual = sum(map(len, pools)) / max(len(pools), 1)
-    return texts, usual / len(texts) if texts else 0.0
+    share = usual / sum(kept.values()) if kept else 0.0
+    return {text: share * count for text, count in kept.items()}
 
 
 def solve(
@@ -62,12 +78,14 @@ def _solve_alike(
 ) -> dict[str, dict[str, Any]]:
     first, *others = requests.values()
     solver = first.solver.with_others(request.solver for request in others)
-    rows = concept_rows(backbone, requests)
+    rows = concept_rows(backbone, agreeing(requests, concepts))
     kept: dict[str, Kept] = {}
-    texts, weight = kept_texts(requests.values(), concepts)
+    texts = kept_texts(requests.values(), concepts)
     if first.hold != "none" and texts:
-        weight *= sum(r.preserve_weight for r in requests.values()) / len(requests)
-        kept = kept_states(backbone, texts, first.hold, weight, rows=solver.reads_rows)
+        weight = fmean([request.preserve_weight for request in requests.values()])
+        padding = fmean([request.padding for request in requests.values()])
+        weighted = {text: weight * share for text, share in texts.items()}
+        kept = kept_states(backbone, weighted, first.hold, padding, rows=solver.reads_rows)
     found: dict[str, dict[str, Any]] = {name: {} for name in requests}
     for name, stream in backbone.text_streams().items():
         own = {concept: streams[name] for concept, streams in rows.items()}

@@ -142,8 +142,28 @@ class Reading:
             new = torch.cat([others[i, [g for _, g in each]] for i, each in enumerate(places)])
             if request.collapse:
                 own, new = own - new, torch.zeros_like(new)
+            if stream.tokenised and request.padding != 1.0:
+                scale = self._scales(request, aligned).to(own)
+                own, new = own * scale, new * scale
             found[name] = Rows(own, new, request.erase_weight, request.strength)
         return found
+
+    def _scales(self, request: Request, aligned: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
+        """Square roots of the weights of a request's rows, (k, 1)."""
+        scales = padding_scales(self.runs, request.padding)
+        texts = [self.places[text] for text, _ in request.pairs]
+        parts = zip(texts, aligned, strict=True)
+        return torch.cat([scales[text, [place for place, _ in each]] for text, each in parts])
+
+
+def padding_scales(runs: Sequence[Tokens], padding: float) -> Tensor:
+    """Square roots of the weights of every text's token states, (texts, tokens, 1)."""
+    found = []
+    for run in runs:
+        stops = torch.tensor([_row(ids, run.end)[1] for ids in run.ids])
+        behind = torch.arange(run.ids.shape[1]) > stops[:, None]
+        found.append(torch.where(behind, padding**0.5, 1.0))
+    return torch.cat(found, dim=1)[..., None]
 
 
 def concept_rows(backbone: Backbone, requests: Mapping[str, Request]) -> dict[str, dict[str, Rows]]:
@@ -185,27 +205,39 @@ def _last_places(backbone: Backbone, names: Sequence[str]) -> list[int]:
 
 
 def kept_states(
-    backbone: Backbone, texts: Sequence[str], hold: Hold, weight: float, *, rows: bool
+    backbone: Backbone, texts: Mapping[str, float], hold: Hold, padding: float, *, rows: bool
 ) -> dict[str, Kept]:
     """Embeddings that stay, by text stream, a few prompts at a time.
 
-    FLUX reads 512 states of width 4096 for each prompt, so they are summed; `rows` asks for each.
+    FLUX reads 512 states of width 4096 for each prompt, so they are summed.
+
+    Args:
+        backbone: the model.
+        texts: what stays, and the weight of each.
+        hold: what of it.
+        padding: weight of a state behind the end of its text, on top of its text's.
+        rows: whether the embeddings themselves are asked for.
     """
     grams: dict[str, Tensor] = {}
     each: dict[str, list[Tensor]] = {}
-    texts = [*texts, EMPTY] if hold == "states" else list(texts)
-    for start in range(0, len(texts), PART):
-        part = texts[start : start + PART]
+    if hold == "states":
+        texts = {**texts, EMPTY: sum(texts.values()) / len(texts)}
+    told = list(texts)
+    for start in range(0, len(told), PART):
+        part = told[start : start + PART]
         encoded = backbone.encode_prompts(part)
+        weights = torch.tensor([texts[text] for text in part], dtype=torch.float64).sqrt()
         for name, stream in backbone.text_streams().items():
             states = stream.states(encoded)
-            if hold == "names" and stream.tokenised:
+            scales = weights[:, None, None]
+            if stream.tokenised and hold == "names":
                 states = states[torch.arange(len(part)), _last_places(backbone, part)][:, None]
-            flat = states.flatten(0, 1)
-            summed = weight * gram(flat)
+            elif stream.tokenised and padding != 1.0:
+                scales = scales * padding_scales(backbone.tokens(part), padding)
+            summed = gram((states.detach().cpu().double() * scales).flatten(0, 1))
             grams[name] = grams[name] + summed if name in grams else summed
             if rows:
-                each.setdefault(name, []).append(flat.float().cpu())
+                each.setdefault(name, []).append(states.flatten(0, 1).float().cpu())
     if not rows:
         return {name: Kept(total, total[:0], total[:0]) for name, total in grams.items()}
     fixed = _fixed(backbone)

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar  # type: ignore[import-untyped]
 from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 
-from expunge.measure.rates import Paired, Rate, Worth, clopper_pearson
+from expunge.measure.intervals import clopper_pearson
+from expunge.measure.paired import Paired
+from expunge.measure.rates import Rate, Worth
 
 counts = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 inner_counts = st.integers(2, 500).flatmap(lambda n: st.tuples(st.integers(1, n - 1), st.just(n)))

@@ -19,7 +19,8 @@ from expunge.auditing.log import (
     Role,
     Sample,
 )
-from expunge.measure.rates import Paired, Rate
+from expunge.measure.paired import Paired
+from expunge.measure.rates import Rate
 
 ORIGINAL, ERASED = "original", "erased"
 Test = Callable[[Picture], bool]

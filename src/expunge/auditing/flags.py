@@ -18,7 +18,8 @@ from expunge.auditing.log import (
     JudgeRecord,
     Sample,
 )
-from expunge.measure.rates import Paired, clopper_pearson
+from expunge.measure.intervals import clopper_pearson
+from expunge.measure.paired import Paired
 
 FRECHET_IMAGES = 1000
 """Benign pictures that a Fréchet distance takes at least."""

@@ -1,17 +1,10 @@
-"""Rates of yes-or-no outcomes, and differences between paired ones, with their intervals.
+"""Rates of yes-or-no outcomes, clustered or not, with their intervals.
 
 Sources:
-    E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
-    JASA 22 (1927), 209-212.
-    C. J. Clopper and E. S. Pearson, "The use of confidence or fiducial limits illustrated in the
-    case of the binomial", Biometrika 26 (1934), 404-413.
     E. L. Korn and B. I. Graubard, "Confidence intervals for proportions with small expected number
     of positive counts estimated from survey data", Survey Methodology 24 (1998), 193-201.
-    Q. McNemar, "Note on the sampling error of the difference between correlated proportions or
-    percentages", Psychometrika 12 (1947), 153-157.
-    R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions
-    based on paired data", Statistics in Medicine 17 (1998), 2635-2650: method 10; and "Interval
-    estimation for the difference between independent proportions", 873-890: method 10.
+    R. G. Newcombe, "Interval estimation for the difference between independent proportions",
+    Statistics in Medicine 17 (1998), 873-890: method 10.
 """
 
 from __future__ import annotations
@@ -19,78 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, binomtest, norm, t
+from scipy.stats import norm, t
 
-Interval = tuple[float, float]
-
-
-def _flags(name: str, values: Sequence[bool] | NDArray[np.bool_]) -> NDArray[np.bool_]:
-    flags = np.asarray(values)
-    if flags.ndim != 1 or flags.size < 1:
-        raise ValueError(
-            f"{name} must be a non-empty sequence of booleans, got shape {flags.shape}; "
-            "pass one outcome per image"
-        )
-    if flags.dtype != np.bool_:
-        raise ValueError(
-            f"{name} must hold booleans, got {flags.dtype}; compare scores with the threshold first"
-        )
-    return flags
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}; 0.95 is usual")
-
-
-def _check_counts(k: int, n: int) -> None:
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}; a rate needs at least one outcome")
-    if not 0 <= k <= n:
-        raise ValueError(f"k must lie between 0 and n = {n}, got {k}; it counts events among n")
-
-
-def _wilson(value: float, n: float, confidence: float) -> Interval:
-    """Wilson's score interval. Unlike scipy's it takes an n that is not whole."""
-    z2 = float(norm.ppf((1 + confidence) / 2)) ** 2
-    centre = (value + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (value * (1 - value) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def clopper_pearson(
-    k: int,
-    n: int,
-    confidence: float = 0.95,
-    side: Literal["two-sided", "lower", "upper"] = "two-sided",
-) -> Interval:
-    """The exact interval of a binomial rate, for bounds that are claimed (Clopper-Pearson 1934).
-
-    Args:
-        k: events.
-        n: outcomes, at least 1.
-        confidence: probability with which the interval holds, at least.
-        side: "upper" spends all of the error on the upper bound and returns (0, bound), "lower"
-            returns (bound, 1).
-
-    Returns:
-        Low and high end, as fractions.
-
-    Raises:
-        ValueError: a count, the confidence or the side out of range.
-    """
-    _check_counts(k, n)
-    _check_confidence(confidence)
-    alternatives = {"two-sided": "two-sided", "lower": "greater", "upper": "less"}
-    if side not in alternatives:
-        raise ValueError(f"side must be one of {', '.join(alternatives)}, got {side!r}")
-    test = binomtest(k, n, alternative=alternatives[side])
-    low, high = test.proportion_ci(confidence_level=confidence, method="exact")
-    return float(low), float(high)
+from expunge.measure.intervals import (
+    Interval,
+    check_confidence,
+    check_counts,
+    exact,
+    flags_of,
+    wilson,
+)
 
 
 @dataclass(frozen=True)
@@ -145,14 +80,6 @@ def _effective(events: NDArray[Any], sizes: NDArray[Any]) -> float:
     return max(1.0, min(worth, n))
 
 
-def _exact(value: float, n: float, confidence: float) -> Interval:
-    """Clopper and Pearson's interval of a rate out of an n that is not whole."""
-    k, error = value * n, (1 - confidence) / 2
-    low = float(beta.ppf(error, k, n - k + 1)) if value > 0 else 0.0
-    high = float(beta.ppf(1 - error, k + 1, n - k)) if value < 1 else 1.0
-    return low, high
-
-
 @dataclass(frozen=True)
 class Rate:
     """A share of events among outcomes.
@@ -169,7 +96,7 @@ class Rate:
     worth: tuple[Worth, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_counts(self.k, self.n)
+        check_counts(self.k, self.n)
 
     @classmethod
     def of(
@@ -186,7 +113,7 @@ class Rate:
         Raises:
             ValueError: nothing given, no booleans, or lengths that differ.
         """
-        outcomes = _flags("flags", flags)
+        outcomes = flags_of("flags", flags)
         n = outcomes.size
         if clusters is None:
             return cls(int(outcomes.sum()), n)
@@ -217,7 +144,7 @@ class Rate:
                 f"{len(sizes)}; pass one count per cluster"
             )
         for k, n in zip(events, sizes, strict=True):
-            _check_counts(k, n)
+            check_counts(k, n)
         worth = _worth(np.asarray(events), np.asarray(sizes))
         return cls(int(sum(events)), int(sum(sizes)), worth)
 
@@ -238,12 +165,12 @@ class Rate:
         Raises:
             ValueError: a confidence outside 0..1.
         """
-        _check_confidence(confidence)
+        check_confidence(confidence)
         if 0 < self.k < self.n:
             if not self.worth:
-                return _wilson(self.value, self.n, confidence)
-            return _exact(self.value, max(w.at(confidence) for w in self.worth), confidence)
-        return _exact(self.value, self.worth[0].n if self.worth else self.n, confidence)
+                return wilson(self.value, self.n, confidence)
+            return exact(self.value, max(w.at(confidence) for w in self.worth), confidence)
+        return exact(self.value, self.worth[0].n if self.worth else self.n, confidence)
 
 
 def newcombe(first: Rate, second: Rate, confidence: float = 0.95) -> Interval:
@@ -257,101 +184,3 @@ def newcombe(first: Rate, second: Rate, confidence: float = 0.95) -> Interval:
     low = two - one - math.hypot(two - low2, high1 - one)
     high = two - one + math.hypot(high2 - two, one - low1)
     return max(-1.0, low), min(1.0, high)
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Outcomes of two conditions on the same prompts and seeds, as counts of pairs.
-
-    Attributes:
-        both: pairs with the event under both conditions.
-        only_first: pairs with the event under the first condition only.
-        only_second: pairs with the event under the second condition only.
-        neither: pairs with the event under neither.
-    """
-
-    both: int
-    only_first: int
-    only_second: int
-    neither: int
-
-    def __post_init__(self) -> None:
-        counts = (self.both, self.only_first, self.only_second, self.neither)
-        if min(counts) < 0 or sum(counts) < 1:
-            raise ValueError(f"counts of pairs must be at least 0 and not all 0, got {counts}")
-
-    @classmethod
-    def of(
-        cls,
-        first: Sequence[bool] | NDArray[np.bool_],
-        second: Sequence[bool] | NDArray[np.bool_],
-    ) -> Self:
-        """Count pairs; the flags at one position belong to one prompt and seed.
-
-        Raises:
-            ValueError: nothing given, no booleans, or lengths that differ.
-        """
-        one, two = _flags("first", first), _flags("second", second)
-        if one.size != two.size:
-            raise ValueError(
-                f"first and second must be equally long, got {one.size} and {two.size}; pass the "
-                "outcomes of the same prompts and seeds in the same order"
-            )
-        cells = (one & two, one & ~two, ~one & two, ~one & ~two)
-        return cls(*(int(cell.sum()) for cell in cells))
-
-    @property
-    def n(self) -> int:
-        """Number of pairs."""
-        return self.both + self.only_first + self.only_second + self.neither
-
-    @property
-    def first(self) -> Rate:
-        """The rate under the first condition."""
-        return Rate(self.both + self.only_first, self.n)
-
-    @property
-    def second(self) -> Rate:
-        """The rate under the second condition."""
-        return Rate(self.both + self.only_second, self.n)
-
-    @property
-    def difference(self) -> float:
-        """Rate of the second condition minus that of the first, as a fraction."""
-        return (self.only_second - self.only_first) / self.n
-
-    @property
-    def p_value(self) -> float:
-        """McNemar's exact two-sided test that both rates are equal; 1 when no pair differs."""
-        discordant = self.only_first + self.only_second
-        return float(binomtest(self.only_first, discordant).pvalue) if discordant else 1.0
-
-    def _correlation(self) -> float:
-        """Newcombe's phi: a positive cross product is shrunk by n/2, but not below 0."""
-        a, b, c, d = self.both, self.only_first, self.only_second, self.neither
-        product = a * d - b * c
-        scale = math.sqrt((a + b) * (c + d) * (a + c) * (b + d))
-        if scale == 0:
-            return 0.0
-        return (product if product < 0 else max(product - self.n / 2, 0)) / scale
-
-    def interval(self, confidence: float = 0.95) -> Interval:
-        """Two-sided interval of `difference` (Newcombe 1998, method 10).
-
-        Returns:
-            Low and high end, as fractions between -1 and 1.
-
-        Raises:
-            ValueError: a confidence outside 0..1.
-        """
-        _check_confidence(confidence)
-        p1, p2, phi = self.first.value, self.second.value, self._correlation()
-        low1, high1 = _wilson(p1, self.n, confidence)
-        low2, high2 = _wilson(p2, self.n, confidence)
-
-        def reach(x: float, y: float) -> float:
-            return math.sqrt(x * x - 2 * phi * x * y + y * y)
-
-        low = self.difference - reach(p2 - low2, high1 - p1)
-        high = self.difference + reach(high2 - p2, p1 - low1)
-        return max(-1.0, low), min(1.0, high)

@@ -10,7 +10,8 @@ from expunge.auditing.attacked import Way, ways
 from expunge.auditing.figures import ERASED, ORIGINAL, losses, pooled
 from expunge.auditing.flags import PROBES
 from expunge.auditing.log import PLAIN, Broken, Difference, Log, Sample
-from expunge.measure.rates import Paired, Rate
+from expunge.measure.paired import Paired
+from expunge.measure.rates import Rate
 from expunge.report.album import Album, Pair, first
 from expunge.report.format import of, percent, points, span
 from expunge.report.verdict import Rule, Ruling, asked, noun

@@ -17,7 +17,7 @@ from expunge.condition import Condition, erased, original
 from expunge.erasure import Erasure
 from expunge.judge.base import Judge
 from expunge.judge.choose import default_judge
-from expunge.measure.rates import Paired
+from expunge.measure.paired import Paired
 from expunge.prompts import Split
 from expunge.run.executor import InProcess
 from expunge.run.jobs import Failure

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from expunge.measure.rates import Rate, clopper_pearson
+from expunge.measure.intervals import clopper_pearson
+from expunge.measure.rates import Rate
 from expunge.watermark.scheme.base import Bits, Scheme
 
 KEYS = 1000
