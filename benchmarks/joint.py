@@ -1,10 +1,10 @@
 """Several concepts in one closed form beside each alone: what is left, and what goes along.
 
-    python benchmarks/joint.py [--prompts 100] [--json]
+    python benchmarks/joint.py [--prompts 100] [--others 25] [--json]
 
 UCE's preset on miniature-sd, test prompts, same seeds; shown as the first judge says. For 2, 4 and
-10 concepts at once every target stands beside its own single erasure, paired, and concepts that
-were not erased beside the original.
+10 concepts at once every target stands beside its own single erasure, paired; neighbours of what
+goes, and everything that is neither, beside the original.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ TOGETHER = (
     "Tessa Okoro", "hazard sign",
 )  # fmt: skip
 COUNTS = (2, 4, 10)
-OTHERS = ("fish", "airplane", "Celia Montrose", "Kenji Arvo")
 
 
 def shown(backbone: Backbone, judge: Judge, concept: Concept, count: int) -> np.ndarray:
@@ -43,35 +42,49 @@ def erased(backbone: Backbone, names: tuple[str, ...]) -> Erasure:
     return expunge.erase(backbone, list(names), "uce")
 
 
-def measure(prompts: int) -> list[dict[str, Any]]:
+def measure(prompts: int, others: int) -> list[dict[str, Any]]:
     backbone = as_backbone(expunge.load("miniature-sd"))
-    judge = default_judge(backbone)
-    known = {name: backbone.profile.vocabulary.resolve(name) for name in (*TOGETHER, *OTHERS)}
+    judge, vocabulary = default_judge(backbone), backbone.profile.vocabulary
+    known = {name: vocabulary.resolve(name) for name in vocabulary.concepts}
     alone = {}
     for name in TOGETHER:
         with erased(backbone, (name,)).applied(backbone):
             alone[name] = shown(backbone, judge, known[name], prompts)
-    before = {name: shown(backbone, judge, known[name], prompts) for name in OTHERS}
+    before = {name: shown(backbone, judge, concept, others) for name, concept in known.items()}
     rows = []
     for count in COUNTS:
         names = TOGETHER[:count]
         with erased(backbone, names).applied(backbone):
             left = {name: shown(backbone, judge, known[name], prompts) for name in names}
-            kept = {name: shown(backbone, judge, known[name], prompts) for name in OTHERS}
+            kept = {
+                name: shown(backbone, judge, concept, others)
+                for name, concept in known.items()
+                if name not in names
+            }
         pairs = {name: Paired.of(alone[name], left[name]) for name in names}
+        near = {name for concept in names for name in known[concept].neighbours} & set(kept)
+
+        def keep(some: set[str], kept: dict[str, np.ndarray] = kept) -> dict[str, float]:
+            """Rates beside the original's: all together, and the least."""
+            shares = {name: float(kept[name].sum() / before[name].sum()) for name in some}
+            all_of_them = sum(kept[n].sum() for n in some) / sum(before[n].sum() for n in some)
+            return {"all": float(all_of_them), "least": min(shares.values()), "concepts": len(some)}
+
         rows.append(
             {
                 "concepts": count,
                 "mean_alone": float(np.mean([alone[name].mean() for name in names])),
                 "mean_together": float(np.mean([left[name].mean() for name in names])),
                 "targets": {
-                    name: {"difference": pair.difference, "ci": list(pair.interval())}
+                    name: {
+                        "alone": float(alone[name].mean()),
+                        "together": float(left[name].mean()),
+                        "ci": list(pair.interval()),
+                    }
                     for name, pair in pairs.items()
                 },
-                "others_keep": float(
-                    sum(kept[name].sum() for name in OTHERS)
-                    / sum(before[name].sum() for name in OTHERS)
-                ),
+                "neighbours_keep": keep(near),
+                "unrelated_keep": keep(set(kept) - near),
             }
         )
     return rows
@@ -80,20 +93,24 @@ def measure(prompts: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--others", type=int, default=25, help="prompts of what stays, each")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    rows = measure(given.prompts)
+    rows = measure(given.prompts, given.others)
     if given.json:
         print(json.dumps(rows, indent=1))
         return
     for row in rows:
-        worst = max(row["targets"].items(), key=lambda item: item[1]["difference"])
-        low, high = worst[1]["ci"]
+        gaps = {n: t["together"] - t["alone"] for n, t in row["targets"].items()}
+        worst = max(gaps, key=lambda name: gaps[name])
+        low, high = row["targets"][worst]["ci"]
+        near, far = row["neighbours_keep"], row["unrelated_keep"]
         print(
             f"{row['concepts']} concepts: shown {row['mean_together']:.1%} together, "
-            f"{row['mean_alone']:.1%} alone; furthest {worst[0]} "
-            f"{100 * worst[1]['difference']:+.0f} [{100 * low:+.1f}, {100 * high:+.1f}] points; "
-            f"others keep {row['others_keep']:.1%}",
+            f"{row['mean_alone']:.1%} alone; furthest {worst} {100 * gaps[worst]:+.0f} "
+            f"[{100 * low:+.1f}, {100 * high:+.1f}] points; neighbours keep {near['all']:.1%} "
+            f"(least {near['least']:.0%}), {far['concepts']} unrelated {far['all']:.1%} "
+            f"(least {far['least']:.0%})",
             flush=True,
         )
 

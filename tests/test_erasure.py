@@ -275,19 +275,20 @@ def test_a_prompt_that_names_another_that_goes_is_no_lesson(backbone: Backbone) 
     assert agreeing(both, [black, concepts[0]])["black cat"] == both["black cat"]
 
 
-def test_padding_counts_as_much_as_it_is_told_to(backbone: Backbone) -> None:
-    """On both sides of the solve: of what goes and of what stays."""
+def test_names_and_padding_count_as_much_as_they_are_told_to(backbone: Backbone) -> None:
+    """Padding on both sides of the solve: of what goes and of what stays."""
     from expunge.text_rows import kept_states
 
     whole = UCE(prompts=2, tokens="suffix", to_anchor=True).request(Concept("cat", anchor="ball"))
-    light = dataclasses.replace(whole, padding=0.25)
+    light = dataclasses.replace(whole, padding_weight=0.25, name_weight=4.0)
     rows = concept_rows(backbone, {"whole": whole, "light": light})
     [run] = backbone.tokens([text for text, _ in whole.pairs])
     behind = sum(len(ids) - 1 - ids.tolist().index(run.end) for ids in run.ids)
     full, less = rows["whole"]["tokens"], rows["light"]["tokens"]
     ratios = less.sources.norm(dim=1) / full.sources.norm(dim=1)
     assert int((ratios < 0.75).sum()) == behind
-    assert sorted({round(float(ratio), 3) for ratio in ratios}) == [0.5, 1.0]
+    assert int((ratios > 1.5).sum()) == len(whole.pairs)
+    assert sorted({round(float(ratio), 3) for ratio in ratios}) == [0.5, 1.0, 2.0]
     texts = {"a red ball on the grass": 3.0}
     grams = [
         kept_states(backbone, texts, "states", padding, rows=False)["tokens"].gram
@@ -349,7 +350,7 @@ def test_tokens_are_aligned_by_matching(
 
     found = [
         (word(run.ids, place), word(replaced.ids, guide))
-        for place, guide in Reading(backbone, [request]).aligned(request)[0]
+        for place, guide, _ in Reading(backbone, [request]).aligned(request)[0]
         if place < ends
     ]
     assert sorted(found) == sorted(pairs)

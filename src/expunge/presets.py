@@ -45,19 +45,26 @@ _FADE: Options = {
 }
 """For miniature-sd alone; see docs/fade.md."""
 
+_NAMES: Options = {"preserve_weight": 2.0, "name_weight": 4.0, "padding_weight": 1 / 32}
+"""For miniature-sd alone; see docs/closed-forms.md."""
+
 _MILDER: Options = {"steps": 200, "preserved": 300, "preserve": 1.0}
 _FLUX = _MINIATURE | {"TRACE": _MINIATURE["TRACE"] | _MILDER}
 
 PRESETS: dict[tuple[str, str], Options] = {
     (model, name): options
     for model, methods in (
-        ("miniature-sd", _MINIATURE | {"FADE": _FADE}),
+        ("miniature-sd", _MINIATURE | {"UCE": _MINIATURE["UCE"] | _NAMES, "FADE": _FADE}),
         ("miniature-flux", _FLUX),
     )
     for name, options in methods.items()
 }
 
+_EVEN: Options = {"preserve_weight": 1.0, "name_weight": 1.0, "padding_weight": 1.0}
+"""A style's name ends its prompt, so all that carries it stands behind the text's end."""
+
 _KINDS: dict[tuple[str, str, Kind], Options] = {
+    ("miniature-sd", "UCE", "style"): _EVEN,
     **{("miniature-sd", "TRACE", kind): _MILDER for kind in ("identity", "style", "explicit")},
     ("miniature-flux", "TRACE", "identity"): {"preserved": 100, "preserve": 0.5},
 }

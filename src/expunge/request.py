@@ -31,7 +31,8 @@ class Request:
         strength: η, the share of the edit that is made.
         erase_weight: of the concept's embeddings.
         preserve_weight: of the kept ones.
-        padding: weight of a state behind the end of its text, of what goes and of what is kept.
+        name_weight: of the states of the concept's name.
+        padding_weight: of a state behind the end of its text, of what goes and of what is kept.
         collapse: send the difference of source and guide to zero instead of source to guide.
     """
 
@@ -44,7 +45,8 @@ class Request:
     strength: float = 1.0
     erase_weight: float = 1.0
     preserve_weight: float = 1.0
-    padding: float = 1.0
+    name_weight: float = 1.0
+    padding_weight: float = 1.0
     collapse: bool = False
 
     def to_dict(self) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def agreeing(requests: Mapping[str, Request], concepts: Sequence[Concept]) -> di
 def kept_texts(requests: Iterable[Request], concepts: Sequence[Concept]) -> dict[str, float]:
     """Kept texts of several concepts that name none of them, and the weight of each.
 
-    A text weighs as often as concepts ask to keep it. TODO
+    A text counts as often as concepts ask to keep it, and all of them together as much as one
+    concept's own would: so what stays pulls no harder when more goes.
     """
     pools = [request.kept for request in requests]
     asked = Counter(text for pool in pools for text in dict.fromkeys(pool))
@@ -83,7 +84,7 @@ def _solve_alike(
     texts = kept_texts(requests.values(), concepts)
     if first.hold != "none" and texts:
         weight = fmean([request.preserve_weight for request in requests.values()])
-        padding = fmean([request.padding for request in requests.values()])
+        padding = fmean([request.padding_weight for request in requests.values()])
         weighted = {text: weight * share for text, share in texts.items()}
         kept = kept_states(backbone, weighted, first.hold, padding, rows=solver.reads_rows)
     found: dict[str, dict[str, Any]] = {name: {} for name in requests}

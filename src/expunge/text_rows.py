@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
+from typing import Literal, NamedTuple
 
 import torch
 from scipy.cluster.vq import kmeans2
@@ -22,6 +23,20 @@ TOGETHER = 256
 """Pairs of prompts of several concepts that are encoded in one pass."""
 
 # --- which tokens
+
+
+class Match(NamedTuple):
+    """A token of a prompt that carries a concept.
+
+    Attributes:
+        place: its own.
+        guide: of its counterpart in the prompt that takes the other's place.
+        part: the concept's `name`, what stands behind the end of the text, or the `rest`.
+    """
+
+    place: int
+    guide: int
+    part: Literal["name", "rest", "padding"]
 
 
 def _row(ids: Tensor, end: int) -> tuple[list[int], int]:
@@ -72,27 +87,30 @@ def _matches(
     tokens: TokenChoice,
     *,
     begins: bool,
-) -> list[tuple[int, int]]:
-    """Token places in a prompt, each with its counterpart in the prompt that replaces it."""
+) -> list[Match]:
+    """Tokens of a prompt, each with its counterpart in the prompt that replaces it."""
     (row, stop), (guide, guide_stop) = source, replaced
     if row == guide:
         raise ValueError("a prompt and its anchor prompt are the same; the concept is not in it")
     if tokens == "end":
-        return [(stop, guide_stop)]
+        return [Match(stop, guide_stop, "rest")]
     places = _name_places(row[:stop], guide[:guide_stop], names)
     counterparts = _counterparts(row[:stop], guide[:guide_stop])
     if guide_stop <= int(begins):  # an empty guide is the state that begins every text
         counterparts = [0] * stop
-    pairs = [(place, min(counterparts[place], guide_stop)) for place in places]
+    own = [Match(place, min(counterparts[place], guide_stop), "name") for place in places]
     if tokens == "last":
-        return pairs[-1:]
+        return own[-1:]
     if tokens == "concept":
-        return pairs
+        return own
     chosen = set(places)
-    between = [(p, counterparts[p]) for p in range(places[0], stop) if p not in chosen]
+    rest = [(p, counterparts[p]) for p in range(places[0], stop) if p not in chosen]
+    rest.append((stop, guide_stop))
     final = len(guide) - 1
-    after = [(p, min(p + guide_stop - stop, final)) for p in range(stop, len(row))]
-    return pairs + between + after
+    behind = [(p, min(p + guide_stop - stop, final)) for p in range(stop + 1, len(row))]
+    return (
+        own + [Match(*each, "rest") for each in rest] + [Match(*each, "padding") for each in behind]
+    )
 
 
 class Reading:
@@ -117,16 +135,16 @@ class Reading:
         row, stop = self.row(run, name)
         return row[int(run.start is not None) : stop]
 
-    def aligned(self, request: Request) -> list[list[tuple[int, int]]]:
-        """For every pair, places among its token states and their counterparts."""
-        found: list[list[tuple[int, int]]] = [[] for _ in request.pairs]
+    def aligned(self, request: Request) -> list[list[Match]]:
+        """For every pair, its tokens that carry the concept, counted through all tokenizers."""
+        found: list[list[Match]] = [[] for _ in request.pairs]
         start = 0
         for run in self.runs:
             names = [own for name in request.names if (own := self.own(run, name))]
             for (text, other), places in zip(request.pairs, found, strict=True):
                 rows, begins = (self.row(run, text), self.row(run, other)), run.start is not None
                 matched = _matches(*rows, names, request.tokens, begins=begins)
-                places += [(start + place, start + guide) for place, guide in matched]
+                places += [Match(start + m.place, start + m.guide, m.part) for m in matched]
             start += run.ids.shape[1]
         return found
 
@@ -135,35 +153,20 @@ class Reading:
         sources = self.encoded[torch.tensor([self.texts[text] for text, _ in request.pairs])]
         guides = self.encoded[torch.tensor([self.texts[other] for _, other in request.pairs])]
         aligned, found = self.aligned(request), {}
+        weights = {"name": request.name_weight, "rest": 1.0, "padding": request.padding_weight}
         for name, stream in streams.items():
             states, others = stream.states(sources).float(), stream.states(guides).float()
-            places = aligned if stream.tokenised else [[(0, 0)]] * len(request.pairs)
-            own = torch.cat([states[i, [p for p, _ in each]] for i, each in enumerate(places)])
-            new = torch.cat([others[i, [g for _, g in each]] for i, each in enumerate(places)])
+            places = aligned if stream.tokenised else [[Match(0, 0, "rest")]] * len(request.pairs)
+            own = torch.cat([states[i, [m.place for m in each]] for i, each in enumerate(places)])
+            new = torch.cat([others[i, [m.guide for m in each]] for i, each in enumerate(places)])
             if request.collapse:
                 own, new = own - new, torch.zeros_like(new)
-            if stream.tokenised and request.padding != 1.0:
-                scale = self._scales(request, aligned).to(own)
-                own, new = own * scale, new * scale
+            if set(weights.values()) != {1.0}:  # a row's weight is its square's
+                counted = [[weights[match.part]] for each in places for match in each]
+                scales = torch.tensor(counted).sqrt().to(own)
+                own, new = own * scales, new * scales
             found[name] = Rows(own, new, request.erase_weight, request.strength)
         return found
-
-    def _scales(self, request: Request, aligned: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
-        """Square roots of the weights of a request's rows, (k, 1)."""
-        scales = padding_scales(self.runs, request.padding)
-        texts = [self.places[text] for text, _ in request.pairs]
-        parts = zip(texts, aligned, strict=True)
-        return torch.cat([scales[text, [place for place, _ in each]] for text, each in parts])
-
-
-def padding_scales(runs: Sequence[Tokens], padding: float) -> Tensor:
-    """Square roots of the weights of every text's token states, (texts, tokens, 1)."""
-    found = []
-    for run in runs:
-        stops = torch.tensor([_row(ids, run.end)[1] for ids in run.ids])
-        behind = torch.arange(run.ids.shape[1]) > stops[:, None]
-        found.append(torch.where(behind, padding**0.5, 1.0))
-    return torch.cat(found, dim=1)[..., None]
 
 
 def concept_rows(backbone: Backbone, requests: Mapping[str, Request]) -> dict[str, dict[str, Rows]]:
@@ -204,6 +207,16 @@ def _last_places(backbone: Backbone, names: Sequence[str]) -> list[int]:
     return [max(_row(ids, run.end)[1] - 1, 0) for ids in run.ids]
 
 
+def _padding_scales(runs: Sequence[Tokens], weight: float) -> Tensor:
+    """Square roots of the weights of texts' token states, (texts, tokens, 1)."""
+    found = []
+    for run in runs:
+        stops = torch.tensor([_row(ids, run.end)[1] for ids in run.ids])
+        behind = torch.arange(run.ids.shape[1]) > stops[:, None]
+        found.append(torch.where(behind, weight**0.5, 1.0))
+    return torch.cat(found, dim=1)[..., None]
+
+
 def kept_states(
     backbone: Backbone, texts: Mapping[str, float], hold: Hold, padding: float, *, rows: bool
 ) -> dict[str, Kept]:
@@ -233,7 +246,7 @@ def kept_states(
             if stream.tokenised and hold == "names":
                 states = states[torch.arange(len(part)), _last_places(backbone, part)][:, None]
             elif stream.tokenised and padding != 1.0:
-                scales = scales * padding_scales(backbone.tokens(part), padding)
+                scales = scales * _padding_scales(backbone.tokens(part), padding)
             summed = gram((states.detach().cpu().double() * scales).flatten(0, 1))
             grams[name] = grams[name] + summed if name in grams else summed
             if rows:

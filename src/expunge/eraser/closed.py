@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.concept import Concept, kept_prompts
 from expunge.eraser.base import Eraser, Result
-from expunge.settings import Hold, TokenChoice, check_choice, check_counts
+from expunge.settings import Hold, TokenChoice, check_choice, check_counts, check_numbers
 
 if TYPE_CHECKING:
     from expunge.backbone.base import Backbone
@@ -33,6 +33,9 @@ class ClosedForm(Eraser):
             the state that begins every text.
         preserved: prompts that stay, or with `hold="names"` the most names; 0 for none.
         hold: what stays of them: all their `states`, or the last token of neighbours' `names`.
+        name_weight: of the states of the concept's name beside all others that carry it.
+        padding_weight: of a state behind the end of its text, of what goes and of what stays: there
+            are dozens in a prompt, and models may hardly look at them.
     """
 
     prompts: int = 0
@@ -41,9 +44,13 @@ class ClosedForm(Eraser):
     to_anchor: bool = False
     preserved: int = 0
     hold: Hold = "states"
+    name_weight: float = 1.0
+    padding_weight: float = 1.0
 
     def __post_init__(self) -> None:
         check_counts(self, "prompts", "preserved")
+        check_numbers(self, "name_weight", above=0)
+        check_numbers(self, "padding_weight", least=0)
         check_choice(self, tokens=TokenChoice, hold=Hold)
 
     @abstractmethod
@@ -52,7 +59,8 @@ class ClosedForm(Eraser):
 
     def request(self, concept: Concept) -> Request:
         """Where which embeddings of a concept go, and what stays."""
-        return request(concept, self.solver(), self)
+        weights = {"name_weight": self.name_weight, "padding_weight": self.padding_weight}
+        return request(concept, self.solver(), self, **weights)
 
     def _run(self, backbone: Backbone, concepts: Sequence[Concept], folder: Path | None) -> Result:
         return solved(backbone, concepts, {c.name: self.request(c) for c in concepts})
