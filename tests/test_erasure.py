@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from expunge import TRACE, UCE
+from expunge import SPEED, TRACE, UCE
 from expunge.backbone.base import Backbone
 from expunge.change import LowRank
 from expunge.closed_form import Kept, Ridge, Rows, gram, on_layers
@@ -225,6 +225,30 @@ def test_merging_solves_jointly(backbone: Backbone, tmp_path: Path) -> None:
         Erasure.merge([joint, joint], backbone)
     with pytest.raises(ValueError, match="at least one"):
         Erasure.merge([], backbone)
+
+
+def test_a_merge_holds_what_each_held(backbone: Backbone) -> None:
+    """One holds nothing, one names, one states: one solve of all three, in any order."""
+    resolve = backbone.profile.vocabulary.resolve
+    settings: dict[str, Any] = {"prompts": 2, "to_anchor": True}
+    alone = [
+        UCE(**settings).erase(backbone, [resolve("cat")]),
+        UCE(**settings, preserved=6, hold="names").erase(backbone, [resolve("car")]),
+        UCE(**settings, preserved=6).erase(backbone, [resolve("ship")]),
+    ]
+    merged, turned = Erasure.merge(alone, backbone), Erasure.merge(alone[::-1], backbone)
+    summed = [alone[0].delta(), alone[1].delta(), alone[2].delta()]
+    for place, delta in merged.delta().items():
+        assert torch.allclose(delta, turned.delta()[place], atol=1e-6)
+        assert not torch.allclose(delta, sum(each[place] for each in summed), atol=1e-4)
+
+
+def test_kinds_of_solver_in_one_merge_are_told(backbone: Backbone) -> None:
+    resolve = backbone.profile.vocabulary.resolve
+    first = UCE(prompts=2, to_anchor=True).erase(backbone, [resolve("cat")])
+    second = SPEED(prompts=2, hold="names", preserved=4).erase(backbone, [resolve("car")])
+    with pytest.warns(UserWarning, match="null_space and ridge.*solved apart"):
+        Erasure.merge([first, second], backbone)
 
 
 def test_each_keeps_its_own_strength_in_a_merge(backbone: Backbone) -> None:

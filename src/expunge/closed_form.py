@@ -79,6 +79,10 @@ class Kept:
     rows: Tensor
     fixed: Tensor
 
+    def __add__(self, other: Kept) -> Kept:
+        rows = torch.cat([self.rows, other.rows])
+        return Kept(self.gram + other.gram, rows, self.fixed)  # these are the model's own
+
 
 @dataclass(frozen=True)
 class Edit:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
 from expunge.backbone.base import Backbone
 from expunge.change import Changes
@@ -40,12 +41,13 @@ def kept_texts(requests: Iterable[Request], concepts: Sequence[Concept]) -> dict
     A text counts as often as concepts ask to keep it, and all of them together as much as one
     concept's own would: so what stays pulls no harder when more goes.
     """
-    pools = [request.kept for request in requests]
-    asked = Counter(text for pool in pools for text in dict.fromkeys(pool))
+    requests, asked = list(requests), Counter[str]()
+    for request in requests:
+        asked.update(dict.fromkeys(request.kept, request.preserve_weight))
     kept = {t: n for t, n in asked.items() if not any(each.mentions(t) for each in concepts)}
-    usual = sum(map(len, pools)) / max(len(pools), 1)
-    share = usual / sum(kept.values()) if kept else 0.0
-    return {text: share * count for text, count in kept.items()}
+    usual = fmean(len(request.kept) * request.preserve_weight for request in requests)
+    total = sum(kept.values())
+    return {text: usual * count / total for text, count in kept.items()} if total else {}
 
 
 def solve(
@@ -59,19 +61,42 @@ def solve(
         concepts: all that are erased: kept prompts that name any of them are left out.
 
     Returns:
-        Concept name -> changes by place. Concepts of different kinds of solver are solved apart.
+        Concept name -> changes by place. Kinds of solver are solved apart, with a warning: what
+        two solves do adds up, and may miss its targets.
 
     Raises:
         ValueError: a prompt does not hold its concept, or a system is singular.
     """
-    found: dict[str, dict[str, Any]] = {}
-    kinds: dict[tuple[type[Solver], Hold], dict[str, Request]] = {}
+    kinds: dict[type[Solver], dict[str, Request]] = {}
     for name, request in requests.items():
-        kinds.setdefault((type(request.solver), request.hold), {})[name] = request
-    for group in kinds.values():
-        for name, changes in _solve_alike(backbone, group, concepts).items():
-            found.setdefault(name, {}).update(changes)
-    return dict(found)
+        kinds.setdefault(type(request.solver), {})[name] = request
+    if len(kinds) > 1:
+        named = " and ".join(sorted(kind.name for kind in kinds))
+        warnings.warn(
+            f"{named} hold the rest of the model in different ways, so their concepts are solved "
+            "apart and may miss their targets; erase them together with one method, or audit each",
+            stacklevel=2,
+        )
+    solved = [_solve_alike(backbone, group, concepts) for group in kinds.values()]
+    return {name: changes for each in solved for name, changes in each.items()}
+
+
+def _held(
+    backbone: Backbone, requests: Sequence[Request], concepts: Sequence[Concept], *, rows: bool
+) -> dict[str, Kept]:
+    """What stays, by text stream: states or names, as each request has it."""
+    found: dict[str, Kept] = {}
+    for hold in get_args(Hold):
+        some = [request for request in requests if request.hold == hold != "none"]
+        texts = kept_texts(some, concepts) if some else {}
+        if not texts:
+            continue
+        share = len(some) / len(requests)
+        weighted = {text: share * weight for text, weight in texts.items()}
+        padding = fmean(request.padding_weight for request in some)
+        for name, kept in kept_states(backbone, weighted, hold, padding, rows=rows).items():
+            found[name] = found[name] + kept if name in found else kept
+    return found
 
 
 def _solve_alike(
@@ -80,13 +105,7 @@ def _solve_alike(
     first, *others = requests.values()
     solver = first.solver.with_others(request.solver for request in others)
     rows = concept_rows(backbone, agreeing(requests, concepts))
-    kept: dict[str, Kept] = {}
-    texts = kept_texts(requests.values(), concepts)
-    if first.hold != "none" and texts:
-        weight = fmean([request.preserve_weight for request in requests.values()])
-        padding = fmean([request.padding_weight for request in requests.values()])
-        weighted = {text: weight * share for text, share in texts.items()}
-        kept = kept_states(backbone, weighted, first.hold, padding, rows=solver.reads_rows)
+    kept = _held(backbone, list(requests.values()), concepts, rows=solver.reads_rows)
     found: dict[str, dict[str, Any]] = {name: {} for name in requests}
     for name, stream in backbone.text_streams().items():
         own = {concept: streams[name] for concept, streams in rows.items()}
