@@ -14,6 +14,7 @@ from expunge.backbone.base import Backbone
 from expunge.backbone.conditioning import TextStream, Tokens
 from expunge.closed_form import Kept, Rows, gram
 from expunge.request import Request
+from expunge.run.progress import progress_bar
 from expunge.settings import Hold, TokenChoice
 
 EMPTY = ""
@@ -180,9 +181,12 @@ def concept_rows(backbone: Backbone, requests: Mapping[str, Request]) -> dict[st
     """
     streams = backbone.text_streams()
     found: dict[str, dict[str, Rows]] = {}
-    for part in _parts(requests):
-        read = Reading(backbone, list(part.values()))
-        found |= {name: read.rows(request, streams) for name, request in part.items()}
+    with progress_bar("reading concepts", len(requests)) as advance:
+        for part in _parts(requests):
+            read = Reading(backbone, list(part.values()))
+            for name, request in part.items():
+                found[name] = read.rows(request, streams)
+                advance(1, name)
     return found
 
 
