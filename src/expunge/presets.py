@@ -43,9 +43,14 @@ _FADE: Options = {
     "salient": 1.0,
     "head_start": 10,
 }
-"""For miniature-sd alone; see docs/fade.md."""
+"""See docs/fade.md."""
 
-_NAMES: Options = {"preserve_weight": 2.0, "name_weight": 4.0, "padding_weight": 1 / 32}
+_NAMES: Options = {"name_weight": 4.0, "padding_weight": 1 / 32}
+_SD: dict[str, Options] = {
+    "UCE": {**_MINIATURE["UCE"], **_NAMES, "preserve_weight": 2.0},
+    "SPEED": {**_SUFFIX, **_NAMES, "preserved": 300, "threshold": 100.0},
+    "FADE": _FADE,
+}
 """For miniature-sd alone; see docs/closed-forms.md."""
 
 _MILDER: Options = {"steps": 200, "preserved": 300, "preserve": 1.0}
@@ -54,7 +59,7 @@ _FLUX = _MINIATURE | {"TRACE": _MINIATURE["TRACE"] | _MILDER}
 PRESETS: dict[tuple[str, str], Options] = {
     (model, name): options
     for model, methods in (
-        ("miniature-sd", _MINIATURE | {"UCE": _MINIATURE["UCE"] | _NAMES, "FADE": _FADE}),
+        ("miniature-sd", _MINIATURE | _SD),
         ("miniature-flux", _FLUX),
     )
     for name, options in methods.items()
