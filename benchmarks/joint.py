@@ -64,11 +64,11 @@ def measure(prompts: int, others: int) -> list[dict[str, Any]]:
         pairs = {name: Paired.of(alone[name], left[name]) for name in names}
         near = {name for concept in names for name in known[concept].neighbours} & set(kept)
 
-        def keep(some: set[str], kept: dict[str, np.ndarray] = kept) -> dict[str, float]:
-            """Rates beside the original's: all together, and the least."""
-            shares = {name: float(kept[name].sum() / before[name].sum()) for name in some}
+        def keep(some: set[str], kept: dict[str, np.ndarray] = kept) -> dict[str, Any]:
+            """Rates beside the original's: all together, and each."""
+            each = {name: float(kept[name].sum() / before[name].sum()) for name in sorted(some)}
             all_of_them = sum(kept[n].sum() for n in some) / sum(before[n].sum() for n in some)
-            return {"all": float(all_of_them), "least": min(shares.values()), "concepts": len(some)}
+            return {"all": float(all_of_them), "each": each}
 
         rows.append(
             {
@@ -105,12 +105,13 @@ def main() -> None:
         worst = max(gaps, key=lambda name: gaps[name])
         low, high = row["targets"][worst]["ci"]
         near, far = row["neighbours_keep"], row["unrelated_keep"]
+        least = [min(kept["each"], key=lambda name: kept["each"][name]) for kept in (near, far)]
         print(
             f"{row['concepts']} concepts: shown {row['mean_together']:.1%} together, "
             f"{row['mean_alone']:.1%} alone; furthest {worst} {100 * gaps[worst]:+.0f} "
             f"[{100 * low:+.1f}, {100 * high:+.1f}] points; neighbours keep {near['all']:.1%} "
-            f"(least {near['least']:.0%}), {far['concepts']} unrelated {far['all']:.1%} "
-            f"(least {far['least']:.0%})",
+            f"({least[0]} {near['each'][least[0]]:.0%}), {len(far['each'])} unrelated "
+            f"{far['all']:.1%} ({least[1]} {far['each'][least[1]]:.0%})",
             flush=True,
         )
 
