@@ -49,9 +49,20 @@ _NAMES: Options = {"name_weight": 4.0, "padding_weight": 1 / 32}
 _SD: dict[str, Options] = {
     "UCE": {**_MINIATURE["UCE"], **_NAMES, "preserve_weight": 2.0},
     "SPEED": {**_SUFFIX, **_NAMES, "preserved": 300, "threshold": 100.0},
+    "SPM": {"steps": 300, "lr": 3e-3, "batch_size": 4, "synonyms": True, "keep": 10.0},
+    "Receler": {
+        "steps": 120,
+        "lr": 1e-3,
+        "batch_size": 4,
+        "synonyms": True,
+        "hidden": 32,
+        "inner_steps": 5,
+        "vectors": 4,
+        "local": 1.0,
+    },
     "FADE": _FADE,
 }
-"""For miniature-sd alone; see docs/closed-forms.md."""
+"""For miniature-sd alone; see docs/figures.md and docs/closed-forms.md."""
 
 _MILDER: Options = {"steps": 200, "preserved": 300, "preserve": 1.0}
 _FLUX = _MINIATURE | {"TRACE": _MINIATURE["TRACE"] | _MILDER}
