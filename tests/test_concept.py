@@ -7,8 +7,9 @@ import time
 import pytest
 
 from expunge.concept import Concept, Prompt, kept_names, kept_prompts, run_folder, slug
+from expunge.mentions import plural
 from expunge.miniature.vocabulary import concepts as miniature
-from expunge.prompts import Split, draw, expand, fill, split_of
+from expunge.prompts import Split, draw, expand, fill, for_many, split_of
 from expunge.vocabulary import Vocabulary, check_distinct
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -285,6 +286,36 @@ def test_names_take_turns_and_a_name_with_little_leaves_its_turns() -> None:
     assert len(set(each)) > 1  # or this says nothing
     for limit in range(1, 25):
         assert len(few.training_pairs(limit, synonyms=True)) == min(limit, sum(each))
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [
+        ("cat", "cats"), ("a fox", "foxes"), ("police man", "police men"), ("human", "humans"),
+        ("butterfly", "butterflies"), ("monkey", "monkeys"), ("wolf", "wolves"), ("roof", "roofs"),
+        ("knife", "knives"), ("mouse", "mice"), ("sheep", "sheep"),
+        ("house of cards", "houses of cards"), ("an object", "objects"), ("猫", "猫"),
+    ],
+)  # fmt: skip
+def test_plurals_are_usual_ones_that_are_found_again(one: str, many: str) -> None:
+    assert plural(one) == many
+    assert Concept(one, anchor="thing").mentions(f"two {many} here")
+
+
+def test_plurals_take_turns_with_names_and_have_no_article() -> None:
+    cat = Concept("cat", synonyms=("kitten",), anchor="a dog")
+    pairs = cat.training_pairs(40, synonyms=True, plurals=True)
+    words = ("cat", "kitten", "cats", "kittens")
+    assert [sum(word in text.split() for text, _ in pairs) for word in words] == [10] * 4
+    several = [pair for pair in pairs if {"cats", "kittens"} & set(pair[0].split())]
+    assert all("dogs" in anchor.split() for _, anchor in several)
+    assert for_many("a photo of a small {} on a table") == "a photo of small {} on a table"
+    assert for_many("a photo of the {}") == "a photo of the {}"
+    assert all(split_of(text) == "train" for text, _ in pairs)
+    assert not any("cats" in text.split() for text, _ in cat.training_pairs(40, synonyms=True))
+    ada = Concept("Ada", kind="identity")
+    only = ada.training_pairs(9, synonyms=False)
+    assert ada.training_pairs(9, synonyms=False, plurals=True) == only
 
 
 def test_a_concept_without_training_prompts_says_so() -> None:

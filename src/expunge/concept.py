@@ -20,9 +20,9 @@ from expunge.concept_checks import (
     several,
 )
 from expunge.kinds import KINDS
-from expunge.mentions import Mentions, brief, plain
+from expunge.mentions import Mentions, brief, plain, plural
 from expunge.minors import refuse_minors
-from expunge.prompts import Split, digest, draw, expand, fill, spread
+from expunge.prompts import Split, digest, draw, expand, fill, for_many, spread
 
 Kind = Literal["object", "identity", "style", "explicit"]
 Probe = Literal["plain", "synonym", "implied"]
@@ -115,9 +115,20 @@ class Concept:
         return self._told(spread(filled, split, limit))
 
     def pairs(
-        self, split: Split, limit: int | None = None, name: str | None = None
+        self,
+        split: Split,
+        limit: int | None = None,
+        name: str | None = None,
+        *,
+        many: bool = False,
     ) -> list[tuple[str, str]]:
         """Prompts with the concept, each beside the same prompt with the anchor.
+
+        Args:
+            split: where prompts come from.
+            limit: pairs; None for all.
+            name: one of the concept's, None for `name`.
+            many: ask for several of it, in the plural; the anchor is in the plural then too.
 
         Raises:
             ValueError: the anchor names the concept, so that nothing would change.
@@ -127,29 +138,31 @@ class Concept:
                 f"the anchor {brief(self.anchor)} names {brief(self.name)} itself, so nothing "
                 "would change; give it another anchor"
             )
-        other = {
-            fill(t, name or self.name): fill(t, self.anchor)
-            for pattern in self.templates
-            for t in expand(pattern)
-        }
+        name, anchor = name or self.name, self.anchor
+        templates = [t for pattern in self.templates for t in expand(pattern)]
+        if many:
+            name, anchor, templates = plural(name), plural(anchor), list(map(for_many, templates))
+        other = {fill(t, name): fill(t, anchor) for t in templates}
         asked = self._told(spread(other, split, limit))
         return list(zip(asked, self._told([other[text] for text in asked]), strict=True))
 
     def training_pairs(
-        self, limit: int, *, synonyms: bool, split: Split = "train"
+        self, limit: int, *, synonyms: bool, plurals: bool = False, split: Split = "train"
     ) -> list[tuple[str, str]]:
         """At most `limit` pairs, names taking turns; a name with fewer prompts leaves its turns.
 
         Args:
             limit: pairs.
             synonyms: whether synonyms are asked for too, or the name alone.
+            plurals: whether plurals are asked for too; objects alone have them.
             split: where prompts come from.
 
         Raises:
             ValueError: the templates give no prompt of that split.
         """
         names = self.names if synonyms else (self.name,)
-        each = [self.pairs(split, limit, name) for name in names]
+        forms = (False, True) if plurals and self.kind == "object" else (False,)
+        each = [self.pairs(split, limit, name, many=many) for many in forms for name in names]
         turns = itertools.chain.from_iterable(itertools.zip_longest(*each))
         found = dict(pair for pair in turns if pair is not None)
         if not found and limit > 0:

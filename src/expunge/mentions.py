@@ -17,7 +17,7 @@ ARTICLES = frozenset({"a", "an", "the", "some", "any"})
 
 _IRREGULAR = {
     "person": "people", "child": "children", "mouse": "mice", "louse": "lice", "goose": "geese",
-    "foot": "feet", "tooth": "teeth", "ox": "oxen", "die": "dice", "quiz": "quizzes",
+    "man": "men", "foot": "feet", "tooth": "teeth", "ox": "oxen", "die": "dice", "quiz": "quizzes",
 }  # fmt: skip
 _SINGULAR = {plural: singular for singular, plural in _IRREGULAR.items()}
 _ENDINGS = (
@@ -62,6 +62,33 @@ def forms(word: str) -> frozenset[str]:
         if word.endswith(many) and len(word) > len(many) + 2 and not word.endswith(_NEVER_SINGULAR):
             found.add(word.removesuffix(many) + one)
     return frozenset(found)
+
+
+_SAME = frozenset({"sheep", "fish", "deer", "series", "species", "aircraft", "fruit"})
+_MANY = (
+    (r"(?<=[^aeiou])y$", "ies"), (r"(?<=[sxz])$|(?<=[cs]h)$", "es"),
+    (r"(?<=l)f$|(?<=[eo]a)f$|(?<=i)fe$", "ves"),
+    (r"(?<!hu)(?<!ger)(?<!ro)(?<!sha)man$", "men"), (r"$", "s"),
+)  # fmt: skip
+
+
+def plural(name: str) -> str:
+    """The usual English plural of a name without its article: "a police man" is "police men".
+
+    A name of a script without spaces stays as it is.
+    """
+    words = name.split()
+    if len(words) > 1 and words[0].casefold() in ARTICLES:
+        words = words[1:]
+    if not words or _UNSPACED.search(name):
+        return name
+    head = words.index("of") - 1 if "of" in words[1:] else len(words) - 1
+    word = words[head]
+    if word in _SAME:
+        return " ".join(words)
+    ending, many = next(rule for rule in _MANY if re.search(rule[0], word))
+    words[head] = _IRREGULAR.get(word) or re.sub(ending, many, word, count=1)
+    return " ".join(words)
 
 
 def _phrases(name: str) -> Iterable[tuple[str, ...]]:

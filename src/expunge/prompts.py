@@ -49,14 +49,14 @@ def _agree(article: str, word: str) -> str:
     return article[0] + ("n" if an else "")
 
 
-def _has_article(words: Sequence[str]) -> bool:
-    """Whether an article (or the like) is open at the end of these words."""
-    for word in reversed(words):
+def _article(words: Sequence[str]) -> int | None:
+    """Where the article (or the like) stands that is open at the end of these words."""
+    for at, word in reversed(list(enumerate(words))):
         if word.casefold() in _BREAKS or word[-1] in ".,:;!?":
-            return False
+            return None
         if word.casefold() in _DETERMINERS:
-            return True
-    return False
+            return at
+    return None
 
 
 def _bare(phrase: str) -> str:
@@ -76,7 +76,8 @@ def fill(template: str, name: str = "") -> str:
     for word in template.split():
         first = len(words)
         if "{}" in word:
-            words += word.replace("{}", _bare(name) if _has_article(words) else name).split()
+            phrase = name if _article(words) is None else _bare(name)
+            words += word.replace("{}", phrase).split()
         else:
             words.append(word)
         # "A" within a sentence is a letter: vitamin A intake.
@@ -86,6 +87,16 @@ def fill(template: str, name: str = "") -> str:
     for at in articles:
         if at + 1 < len(words):
             words[at] = _agree(words[at], words[at + 1])
+    return " ".join(words)
+
+
+def for_many(template: str) -> str:
+    """A template with room for a plural: "a photo of a small {}" is "a photo of small {}" then."""
+    words = template.split()
+    slot = next((at for at, word in enumerate(words) if "{}" in word), 0)
+    article = _article(words[:slot])
+    if article is not None and words[article].casefold() in ("a", "an"):
+        del words[article]
     return " ".join(words)
 
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Literal, get_args
 
-Branch = Literal["cross", "self", "attention", "transformer", "all"]
-"""Layers of a denoiser: attention to text, the picture's to itself, both, all of the transformer
-blocks, all there are."""
+Branch = Literal["cross", "self", "attention", "not-cross", "transformer", "all"]
+"""Layers of a denoiser: attention to text, the picture's to itself, both, all but attention to
+text, all of the transformer blocks, all there are."""
+Form = Literal["low-rank", "dense"]
+"""A low-rank change of whole layers, or a change of single weights."""
 TokenChoice = Literal["last", "concept", "suffix", "end"]
 """`last`: the name's last token; `concept`: all of the name's; `suffix`: those and all that follow,
 end-of-text and padding included; `end`: the end-of-text token alone. A pooled state stands for the

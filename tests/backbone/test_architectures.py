@@ -202,6 +202,8 @@ def test_wider_branches_hold_the_narrower_ones(tiny: Backbone) -> None:
         set(tiny.select(branch)) for branch in ("attention", "transformer", "all")
     )
     assert attention < blocks < every
+    rest, cross = set(tiny.select("not-cross")), set(tiny.select("cross"))
+    assert rest | cross == every and not rest & cross
     kinds = (nn.Linear, nn.Conv2d)
     assert len(every) == sum(isinstance(module, kinds) for module in tiny.denoiser.modules())
     with pytest.raises(ValueError, match="parts must be None with branch 'all'"):

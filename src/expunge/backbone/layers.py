@@ -52,7 +52,8 @@ class Layers(Facts):
             branch: `cross`, `self` or `attention` for projections of attention (on joint attention
                 `cross` are the text's own and, where text and picture share them, the shared ones;
                 `self` are the picture's own), `transformer` for every linear layer and convolution
-                of the transformer blocks, `all` for every one of the denoiser.
+                of the transformer blocks, `all` for every one of the denoiser, `not-cross` for
+                those of them that `cross` leaves.
             parts: which projections; None for all.
 
         Raises:
@@ -61,10 +62,13 @@ class Layers(Facts):
         """
         layers = self._layers()
         found: dict[str, nn.Module]
-        if branch in ("transformer", "all"):
+        if branch in ("transformer", "all", "not-cross"):
             if parts is not None:
                 raise ValueError(f"parts must be None with branch {branch!r}, got {parts}")
             inside = self._in_transformer(layers) if branch == "transformer" else lambda _: True
+            if branch == "not-cross":
+                cross = {name for name, own, _ in self._projections(layers) if own == "cross"}
+                inside = lambda name: name not in cross  # noqa: E731
             kinds = nn.Linear | nn.Conv2d
             found = {n: m for n, m in layers.items() if isinstance(m, kinds) and inside(n)}
         else:

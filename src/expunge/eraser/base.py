@@ -125,16 +125,32 @@ def check_readable(backbone: Backbone, concepts: Sequence[Concept]) -> None:
     Raises:
         ValueError: a prompt is too long, or a name has tokens the model does not know.
     """
-    texts = [text for c in concepts for pair in c.pairs("train", 50) for text in pair]
+    check_texts(backbone, [t for c in concepts for pair in c.pairs("train", 50) for t in pair])
+    check_names(backbone, [name for concept in concepts for name in concept.names])
+
+
+def check_texts(backbone: Backbone, texts: Sequence[str]) -> None:
+    """Refuse training prompts whose end the text encoder never reads.
+
+    Raises:
+        ValueError: one is too long.
+    """
     for text, (count, limit) in backbone.cut_short(texts).items():
         raise ValueError(
             f"a template gives {text!r}, which has {count} tokens; the text encoder reads {limit}, "
             "so shorten the template or the name"
         )
-    for concept in concepts:
-        for name in concept.names:
-            if backbone.unreadable(name):
-                raise ValueError(
-                    f"no text encoder of this model can read {name!r}: it stands for the same "
-                    "unknown token as any other such word, and all of them would go with it"
-                )
+
+
+def check_names(backbone: Backbone, names: Sequence[str]) -> None:
+    """Refuse words that the model does not know.
+
+    Raises:
+        ValueError: one has tokens that no text encoder reads.
+    """
+    for name in names:
+        if backbone.unreadable(name):
+            raise ValueError(
+                f"no text encoder of this model can read {name!r}: it stands for the same "
+                "unknown token as any other such word, and all of them would go with it"
+            )

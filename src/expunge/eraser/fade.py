@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from expunge.concept import Concept
 from expunge.eraser.base import Result
 from expunge.eraser.finetune import FineTuner, Students
 from expunge.lazy import torch
-from expunge.settings import check_choice, check_counts, check_numbers
+from expunge.settings import Form, check_choice, check_counts, check_numbers
 
 if TYPE_CHECKING:
     from expunge.backbone.base import Backbone
     from expunge.change import Changes
     from expunge.eraser.points import Points
     from expunge.run.objective import Objective, Player
-
-Form = Literal["low-rank", "dense"]
-"""A low-rank change of whole layers, or a change of single weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +114,7 @@ class FADE(FineTuner):
         from expunge.eraser.saliency import saliency, salient_layers, salient_masks
 
         layers, start = backbone.select(self.attention), f"{backbone.denoiser_name}/"
-        pairs = concept.training_pairs(self.batch_size, synonyms=self.synonyms)
+        pairs = self.training_pairs(concept, self.batch_size)
         found = saliency(backbone, pairs, layers, self.sampling(backbone), seed=self.seed)
         if self.form == "dense":
             masks = salient_masks(found, self.salient)
@@ -131,7 +128,7 @@ class FADE(FineTuner):
         gone = [student.concept for student in students.values()]
         lessons = {}
         for name, student in students.items():
-            pairs = student.concept.training_pairs(self._pairs, synonyms=self.synonyms)
+            pairs = self.training_pairs(student.concept, self._pairs)
             kept = self._kept(backbone, student.concept, gone) if self.preserve else None
             lessons[name] = Lesson(pairs, kept)
         return Adversarial(self, backbone, lessons)

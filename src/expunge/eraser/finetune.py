@@ -61,6 +61,7 @@ class FineTuner(Eraser):
             guidance is classifier-free, and for the model's own where it is not.
         resolution: pixels along a side of what is drawn in them; None for the model's own.
         synonyms: whether the concept's synonyms are trained on as well.
+        plurals: whether its names are trained on in the plural as well; of objects alone.
     """
 
     usual_guidance: ClassVar[float] = 3.0
@@ -73,6 +74,7 @@ class FineTuner(Eraser):
     guidance_scale: float | None = None
     resolution: int | None = None
     synonyms: bool = False
+    plurals: bool = False
 
     def __post_init__(self) -> None:
         check_counts(self, "steps", "batch_size", "rank", least=1)
@@ -121,6 +123,10 @@ class FineTuner(Eraser):
         """Prompts that shall go on as before, the empty one last; they name nothing that goes."""
         kept = kept_prompts([concept], "train", limit - 1)
         return [text for text in kept if not any(each.mentions(text) for each in gone)] + [""]
+
+    def training_pairs(self, concept: Concept, count: int) -> list[tuple[str, str]]:
+        """At most `count` prompts, each with its anchor, names and their plurals taking turns."""
+        return concept.training_pairs(count, synonyms=self.synonyms, plurals=self.plurals)
 
     def sampling(self, backbone: Backbone) -> Sampling:
         """How training draws."""

@@ -71,10 +71,6 @@ class Matcher(FineTuner):
         targets = predictions(backbone, seen.latents, seen.levels, told)
         return Points(seen.latents, seen.levels, told, targets)
 
-    def training_pairs(self, concept: Concept) -> list[tuple[str, str]]:
-        """One prompt per trajectory, each with its anchor, names taking turns."""
-        return concept.training_pairs(self.trajectories, synonyms=self.synonyms)
-
     def objective(self, backbone: Backbone, students: Students) -> Objective:
         from expunge.hooks import original
         from expunge.run.progress import progress_bar

@@ -86,7 +86,7 @@ class Receler(FineTuner):
         """On the way to pictures of the concept; targets lead away from it."""
         from expunge.eraser.points import Points, predictions, walk
 
-        prompts = [p for p, _ in concept.training_pairs(self.trajectories, synonyms=self.synonyms)]
+        prompts = [p for p, _ in self.training_pairs(concept, self.trajectories)]
         seen = walk(backbone, prompts, self.sampling(backbone), seed=self.seed * 1000)
         told = seen.told(prompts)
         toward = predictions(backbone, seen.latents, seen.levels, told)

@@ -68,7 +68,7 @@ class SPM(FineTuner):
         """On the way to pictures of the concept, where the target lies past the anchor's."""
         from expunge.eraser.points import Points, predictions, walk
 
-        pairs = concept.training_pairs(self.trajectories, synonyms=self.synonyms)
+        pairs = self.training_pairs(concept, self.trajectories)
         prompts, anchors = [p for p, _ in pairs], [a for _, a in pairs]
         seen = walk(backbone, prompts, self.sampling(backbone), seed=self.seed * 1000)
         told = seen.told(prompts)

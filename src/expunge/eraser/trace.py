@@ -106,7 +106,7 @@ class TRACE(Matcher):
     def points(self, backbone: Backbone, concept: Concept) -> Points:
         from expunge.eraser.points import Points, predictions, walk
 
-        pairs = self.training_pairs(concept)
+        pairs = self.training_pairs(concept, self.trajectories)
         prompts, anchors = [p for p, _ in pairs], [a for _, a in pairs]
         sampling, seed = self.sampling(backbone), self.seed * 1000
         seen = walk(backbone, prompts, sampling, seed=seed, then=anchors, below=self.switch)
