@@ -28,6 +28,7 @@ ERASERS = {
     "uce": "expunge.eraser.uce:UCE",
     "speed": "expunge.eraser.speed:SPEED",
     "esd": "expunge.eraser.esd:ESD",
+    "ant": "expunge.eraser.ant:ANT",
     "trace": "expunge.eraser.trace:TRACE",
     "spm": "expunge.eraser.spm:SPM",
     "receler": "expunge.eraser.receler:Receler",

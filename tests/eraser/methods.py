@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from expunge.eraser.ant import ANT
 from expunge.eraser.base import Eraser
 from expunge.eraser.esd import ESD
 from expunge.eraser.fade import FADE
@@ -25,6 +26,8 @@ ERASERS: dict[str, Eraser] = {
     "speed": SPEED(prompts=4, preserved=6, hold="names", tokens="suffix"),
     "esd": ESD(**WALKS),
     "esd, kept": ESD(**WALKS | {"preserve": 1.0}, attention="self"),
+    "ant": ANT(**WALKS, maps=2, attention="cross"),
+    "ant, low rank": ANT(**WALKS, form="low-rank", attention="cross"),
     "trace": TRACE(**WALKS, prompts=4, preserved=6, synonyms=True),
     "trace, phase 1": TRACE(tune=False, prompts=4, preserved=6),
     "trace, phase 1, bare": TRACE(tune=False, ridge=0.0, preserved=0, prompts=1, tokens="concept"),
@@ -36,5 +39,5 @@ ERASERS: dict[str, Eraser] = {
     "fade": FADE(**WALKS, head_start=0, refill=2, refill_every=2),
 }
 
-ONE_A_METHOD = ("uce, prompts", "speed", "esd, kept", "trace", "spm", "receler", "fade")
+ONE_A_METHOD = ("uce, prompts", "speed", "esd, kept", "ant", "trace", "spm", "receler", "fade")
 """Rows that run on every architecture."""

@@ -21,6 +21,7 @@ from expunge.backbone.base import Backbone
 from expunge.backbone.load import as_backbone
 from expunge.backbone.profile import PROFILE
 from expunge.concept import Concept
+from expunge.eraser.ant import ANT
 from expunge.eraser.base import Eraser
 from expunge.eraser.esd import ESD
 from expunge.eraser.finetune import FineTuner
@@ -73,7 +74,8 @@ def test_every_eraser_works_from_end_to_end(
     weights = all(c.weight_change for cs in again.by_place().values() for c in cs)
     if weights and not again.gated:
         form = "lora" if low_rank(again) else "components"
-        assert verify(export(again, tmp_path / "run", form, pipe), pipe)["agree"]
+        to = tmp_path / ("run" if form == "lora" else form)
+        assert verify(export(again, to, form, pipe), pipe)["agree"]
     else:
         with pytest.raises(ValueError, match=r"prompt|weight"):
             export(again, tmp_path / "export")
@@ -87,7 +89,7 @@ def _toward(backbone: Backbone, eraser: Eraser, erasure: Erasure, concept: Conce
     at = (seen.levels < 0.6) & (seen.levels > 0.2)
     latents, levels = seen.latents[at], seen.levels[at]
     pairs = [pairs[i] for i in seen.owners[at].tolist()]
-    away = isinstance(eraser, ESD) or getattr(eraser, "target", "") == "reversed"
+    away = isinstance(eraser, (ANT, ESD)) or getattr(eraser, "target", "") == "reversed"
     empty = away or not getattr(eraser, "to_anchor", True) or type(eraser).__name__ == "Receler"
     other = None if empty else [anchor for _, anchor in pairs]
     asked = [text for text, _ in pairs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,28 @@ def salient_masks(found: Saliency, share: float) -> dict[str, Tensor]:
     least = flat.kthvalue(len(flat) - count + 1).values
     masks = {name: (each >= least) & (each > 0) for name, each in found.items()}
     return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def agreed_masks(found: Iterable[Saliency], share: float) -> dict[str, Tensor]:
+    """Masks of what lies in the top `share` of its own tensor by all of several saliencies (ANT).
+
+    Raises:
+        ValueError: no weight does.
+    """
+    masks: dict[str, Tensor] = {}
+    for each in found:
+        for name, values in each.items():
+            count = max(1, round(share * values.numel()))
+            least = values.flatten().kthvalue(values.numel() - count + 1).values
+            mask = (values >= least) & (values > 0)
+            masks[name] = masks[name] & mask if name in masks else mask
+    chosen = {name: mask for name, mask in masks.items() if mask.any()}
+    if not chosen:
+        raise ValueError(
+            f"no weight lies in the top {share:g} of its tensor by all maps of what the concept "
+            "hangs on: raise salient, or lower maps"
+        )
+    return chosen
 
 
 def salient_layers(found: Saliency, share: float) -> list[str]:
