@@ -30,6 +30,7 @@ ERASERS = {
     "esd": "expunge.eraser.esd:ESD",
     "ant": "expunge.eraser.ant:ANT",
     "trace": "expunge.eraser.trace:TRACE",
+    "trce": "expunge.eraser.trce:TRCE",
     "spm": "expunge.eraser.spm:SPM",
     "receler": "expunge.eraser.receler:Receler",
     "fade": "expunge.eraser.fade:FADE",

@@ -12,6 +12,7 @@ from expunge.eraser.receler import Receler
 from expunge.eraser.speed import SPEED
 from expunge.eraser.spm import SPM
 from expunge.eraser.trace import TRACE
+from expunge.eraser.trce import TRCE
 from expunge.eraser.uce import UCE
 
 TUNING: dict[str, Any] = {"steps": 3, "batch_size": 2, "rank": 2, "lr": 1e-3}
@@ -34,10 +35,15 @@ ERASERS: dict[str, Eraser] = {
     "trace, phase 1, collapse": TRACE(tune=False, variant="collapse", prompts=2, preserved=6),
     "trace, phase 2": TRACE(**WALKS, refine=False),
     "trace, phase 2, reversed": TRACE(**WALKS, refine=False, target="reversed", from_level=0.6),
+    "trce": TRCE(**WALKS, prompts=4, preserved=6, form="low-rank"),
+    "trce, stage 1": TRCE(tune=False, prompts=4, preserved=6),
+    "trce, stage 2": TRCE(**WALKS, refine=False, above=0.2),
     "spm": SPM(**WALKS | {"rank": 1}),
     "receler": Receler(**WALKS, hidden=8, inner_steps=2, vectors=2),
     "fade": FADE(**WALKS, head_start=0, refill=2, refill_every=2),
 }
 
-ONE_A_METHOD = ("uce, prompts", "speed", "esd, kept", "ant", "trace", "spm", "receler", "fade")
+ONE_A_METHOD = (
+    "uce, prompts", "speed", "esd, kept", "ant", "trace", "trce", "spm", "receler", "fade",
+)  # fmt: skip
 """Rows that run on every architecture."""

@@ -57,6 +57,10 @@ class Matcher(FineTuner):
         Called once per concept with every change switched off.
         """
 
+    def erase_error(self, predicted: Tensor, points: Points) -> Tensor:
+        """How far from what is wanted predictions for the concept are, (n,)."""
+        return distances(predicted, points.targets)
+
     def keep_weight(self, levels: Tensor) -> Tensor:
         """Weight of a kept point by noise level, (n,)."""
         return torch.ones_like(levels)
@@ -98,22 +102,26 @@ class Matching(Objective):
         lesson, size = self.lessons[player], self.method.batch_size
         erased = lesson.erased.sample(size, step.generator)
         if lesson.kept is None:
-            return {"erase": self._errors([erased]).mean()}
+            return {"erase": self.method.erase_error(self._predicted([erased]), erased).mean()}
         kept = lesson.kept.sample(size, step.generator)
-        errors = self._errors([erased, kept])
+        predicted = self._predicted([erased, kept])
+        errors = distances(predicted[size:], kept.targets)
         weight = self.method.keep_weight(kept.levels).to(errors)
         return {
-            "erase": errors[:size].mean(),
-            "keep": self.method.preserve * (weight * errors[size:]).mean(),
+            "erase": self.method.erase_error(predicted[:size], erased).mean(),
+            "keep": self.method.preserve * (weight * errors).mean(),
         }
 
-    def _errors(self, parts: list[Points]) -> Tensor:
-        """Mean squared error at each point, (n,)."""
+    def _predicted(self, parts: list[Points]) -> Tensor:
+        """What the student predicts at all points, in one pass."""
         backbone = self.backbone
-        predicted = backbone.predict(
+        return backbone.predict(
             torch.cat([points.latents for points in parts]).to(backbone.device),
             torch.cat([points.levels for points in parts]),
             backbone.encode_prompts([text for points in parts for text in points.prompts]),
         )
-        wanted = torch.cat([points.targets for points in parts]).to(backbone.device)
-        return (predicted - wanted).float().square().flatten(1).mean(1)
+
+
+def distances(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error of each prediction, (n,)."""
+    return (predicted - wanted.to(predicted.device)).float().square().flatten(1).mean(1)

@@ -23,17 +23,24 @@ class Points:
         levels: noise level of each, float64, (n,).
         prompts: what the student is told at each.
         targets: shaped like `latents`.
+        away: what it shall not predict there, where a method says so, shaped like `latents`.
     """
 
     latents: Tensor
     levels: Tensor
     prompts: list[str]
     targets: Tensor
+    away: Tensor | None = None
 
     def pick(self, index: Tensor) -> Points:
         """Some of them."""
         prompts = [self.prompts[i] for i in index.tolist()]
-        return Points(self.latents[index], self.levels[index], prompts, self.targets[index])
+        away = None if self.away is None else self.away[index]
+        return Points(self.latents[index], self.levels[index], prompts, self.targets[index], away)
+
+    def above(self, level: float) -> Points:
+        """Those at a noise level or over it."""
+        return self.pick((self.levels >= level).nonzero().flatten())
 
     def sample(self, count: int, generator: torch.Generator) -> Points:
         """`count` of them at random."""
