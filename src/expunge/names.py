@@ -31,6 +31,7 @@ ERASERS = {
     "ant": "expunge.eraser.ant:ANT",
     "trace": "expunge.eraser.trace:TRACE",
     "trce": "expunge.eraser.trce:TRCE",
+    "erase-anything": "expunge.eraser.erase_anything:EraseAnything",
     "spm": "expunge.eraser.spm:SPM",
     "receler": "expunge.eraser.receler:Receler",
     "fade": "expunge.eraser.fade:FADE",

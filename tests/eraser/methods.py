@@ -6,6 +6,7 @@ from typing import Any
 
 from expunge.eraser.ant import ANT
 from expunge.eraser.base import Eraser
+from expunge.eraser.erase_anything import EraseAnything
 from expunge.eraser.esd import ESD
 from expunge.eraser.fade import FADE
 from expunge.eraser.receler import Receler
@@ -38,12 +39,17 @@ ERASERS: dict[str, Eraser] = {
     "trce": TRCE(**WALKS, prompts=4, preserved=6, form="low-rank"),
     "trce, stage 1": TRCE(tune=False, prompts=4, preserved=6),
     "trce, stage 2": TRCE(**WALKS, refine=False, above=0.2),
+    "erase anything": EraseAnything(**WALKS, words=1, inner=2),
     "spm": SPM(**WALKS | {"rank": 1}),
     "receler": Receler(**WALKS, hidden=8, inner_steps=2, vectors=2),
     "fade": FADE(**WALKS, head_start=0, refill=2, refill_every=2),
 }
 
 ONE_A_METHOD = (
-    "uce, prompts", "speed", "esd, kept", "ant", "trace", "trce", "spm", "receler", "fade",
+    "uce, prompts", "speed", "esd, kept", "ant", "trace", "trce", "erase anything", "spm",
+    "receler", "fade",
 )  # fmt: skip
 """Rows that run on every architecture."""
+
+FLUX_ALONE = ("erase anything",)
+"""Rows of methods that work on joint attention alone; their bundled model is miniature-flux."""

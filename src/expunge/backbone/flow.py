@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -79,6 +79,10 @@ class FlowBackbone(Backbone):
                 if isinstance(layers.get(f"{block}.{end}"), nn.Linear):
                     branch: Branch = "cross" if shared or end in _TEXT else "self"
                     yield f"{block}.{end}", branch, part
+
+    def text_projections(self, parts: Sequence[Part] | None = None) -> dict[str, nn.Module]:
+        found = self.select("cross", parts).items()
+        return {name: layer for name, layer in found if name.rpartition(".")[2] in _TEXT}
 
     def _in_transformer(self, layers: Mapping[str, nn.Module]) -> Callable[[str], bool]:
         return lambda name: name.startswith(("transformer_blocks.", "single_transformer_blocks."))

@@ -82,6 +82,11 @@ class Layers(Facts):
             check_weight(name, layer)
         return found
 
+    def text_projections(self, parts: Sequence[Part] | None = None) -> dict[str, nn.Module]:
+        """Projections that text alone has in joint attention, by clean name, in the order of
+        blocks; none where there is no joint attention."""
+        return {}
+
     def attention_modules(self, branch: Branch = "cross") -> dict[str, nn.Module]:
         """Whole attention layers with projections of a branch, for what is put behind them."""
         layers, found = self._layers(), {}
