@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge.concept import Concept
+from expunge.concept_checks import several
 from expunge.eraser.base import Result, check_names
 from expunge.eraser.finetune import FineTuner, Students
 from expunge.lazy import torch
@@ -96,6 +97,7 @@ class EraseAnything(FineTuner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "irrelevant", several("irrelevant", self.irrelevant))
         check_counts(self, "trajectories", "words", "inner", least=1)
         check_numbers(self, "negative_guidance", "quiet", "contrast", least=0)
         check_numbers(self, "temperature", above=0)
