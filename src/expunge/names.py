@@ -78,7 +78,12 @@ EDITS = {
     "inpainting": f"{_WATERMARK}.edit.inpainting:Inpainting",
     "guided": f"{_WATERMARK}.edit.guided:Guided",
 }
-PROTOCOLS: dict[str, str] = {}
+PROTOCOLS = {
+    "objects": "expunge.auditing.protocols.objects:Objects",
+    "people": "expunge.auditing.protocols.people:People",
+    "styles": "expunge.auditing.protocols.styles:Styles",
+    "explicit": "expunge.auditing.protocols.explicit:Explicit",
+}
 GATES = {
     "prompt": "expunge.prompt_gate:PromptGate",
 }
@@ -121,9 +126,13 @@ def check(kind: str, text: str) -> None:
     Raises:
         ValueError: there is no such thing.
     """
-    name = text.strip().partition(":")[0].strip()
-    if name.lower() not in TABLES[kind]:
-        raise unknown(kind, name, TABLES[kind])
+    if bare(text) not in TABLES[kind]:
+        raise unknown(kind, text.strip().partition(":")[0].strip(), TABLES[kind])
+
+
+def bare(text: str) -> str:
+    """The name in `name[:setting=value,…]`."""
+    return text.strip().partition(":")[0].strip().lower()
 
 
 def find(kind: str, name: str) -> Any:

@@ -19,6 +19,11 @@ Hold = Literal["states", "names", "none"]
 """What stays: every state of kept prompts and of the empty one; the last token of kept names alone,
 as the published UCE has it; nothing."""
 
+Format = Literal["lora", "diffusers", "kohya", "full", "merged", "components", "single"]
+"""What an erasure can be written as for other tools."""
+ARCHITECTURES = ("sd", "sdxl", "sd3", "flux")
+"""Families of models that there is a backbone for."""
+
 MOST_STRENGTH = 100.0
 """Of an erasure; beyond it numbers overflow in half precision."""
 

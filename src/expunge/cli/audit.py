@@ -193,24 +193,31 @@ def _tried(kind: str, texts: list[str]) -> list[Any]:
 @app.command
 def report(
     run: Annotated[
-        Path, PATH, Parameter(help="Folder of an audited erasure or a watermark bench.")
+        Path, PATH, Parameter(help="Folder of an audited erasure, a bench or a watermark bench.")
     ],
     *,
     out: Annotated[
         Path | None, PATH, Parameter(help="HTML to write; report.html in the folder.")
     ] = None,
 ) -> None:
-    """Write an audit or a watermark bench as one HTML file that needs no network.
+    """Write an audit, a bench or a watermark bench as one HTML file that needs no network.
 
     Example: `expunge report runs/cat`
     """
     from expunge.auditing.log import Log
+    from expunge.auditing.protocols.log import LOG as BENCH
+    from expunge.auditing.protocols.log import BenchLog
     from expunge.watermark.log import LOG, WatermarkLog
 
     page = run / "report.html" if out is None else out
     check_new_file("out", page, (".html", ".htm"))
-    watermark = (run / LOG).is_file()
-    log = WatermarkLog.load(run) if watermark else Log.load(run / "log")
+    log: Log | BenchLog | WatermarkLog
+    if (run / BENCH).is_file():
+        log = BenchLog.load(run)
+    elif (run / LOG).is_file():
+        log = WatermarkLog.load(run)
+    else:
+        log = Log.load(run / "log")
     say(str(log.report(page)))
 
 

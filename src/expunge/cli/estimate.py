@@ -1,21 +1,34 @@
-"""How long an audit will take, told before it starts."""
+"""How long an audit or a bench will take, told before it starts."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from expunge.auditing.plan import Plan
+    from collections.abc import Sequence
+
     from expunge.backbone.base import Backbone
     from expunge.backbone.profile import Sampling
     from expunge.run.store import Store
 
 
+class Drawing(Protocol):
+    """What will be drawn: the plan of an audit or a bench."""
+
+    @property
+    def sampling(self) -> Sampling: ...
+    @property
+    def pictures(self) -> int: ...
+    @property
+    def proposals(self) -> Sequence[object]: ...
+    def left(self, store: Store) -> int: ...
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """What an audit costs.
+    """What an audit or a bench costs.
 
     Attributes:
         pictures: that are drawn.
@@ -41,7 +54,7 @@ class Estimate:
         return {**vars(self), "minutes": round(self.minutes, 2)}
 
 
-def estimate(laid: Plan, backbone: Backbone, store: Store) -> Estimate:
+def estimate(laid: Drawing, backbone: Backbone, store: Store) -> Estimate:
     """Measure one step of drawing, and multiply."""
     left = laid.left(store)
     seconds = left * _seconds_a_picture(backbone, laid.sampling) if left else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -11,6 +11,7 @@ from expunge.cli.app import PATH, WHOLE, Json, Run, app, check_folder, check_num
 from expunge.cli.source import USUAL_SOURCE, Source
 from expunge.record import read_record
 from expunge.run.files import check_file
+from expunge.settings import Format
 
 
 @app.command
@@ -18,7 +19,7 @@ def export(
     run: Run,
     *,
     format: Annotated[
-        Literal["lora", "diffusers", "kohya", "full", "merged", "components", "single"],
+        Format,
         Parameter(
             help="Changes only: a LoRA as `erase` writes it (`lora`), with the names of one reader "
             "(`diffusers`, `kohya`), or whole differences (`full`). With the changes built in: a "

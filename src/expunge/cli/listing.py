@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -42,7 +42,7 @@ def list_(
     """
     profile = source.profile()
     concepts = {name: {"kind": str(c.kind)} for name, c in profile.vocabulary.concepts.items()}
-    found: dict[str, dict[str, dict[str, str]]] = {
+    found: dict[str, dict[str, dict[str, Any]]] = {
         "models": _models(),
         "concepts": concepts,
         **_things(),
@@ -62,8 +62,8 @@ def _models() -> dict[str, dict[str, str]]:
     return {name: {"text": "comes with the package"} for name in BUNDLED}
 
 
-def _things() -> dict[str, dict[str, dict[str, str]]]:
-    found: dict[str, dict[str, dict[str, str]]] = {}
+def _things() -> dict[str, dict[str, dict[str, Any]]]:
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for kind in ("eraser", "attack", "guard", "judge", "scheme", "edit", "protocol"):
         table = names.TABLES[kind]
         found[f"{kind}s"] = {name: names.described(kind, name) for name in table}
@@ -72,18 +72,23 @@ def _things() -> dict[str, dict[str, dict[str, str]]]:
     return found
 
 
-def _of_eraser(name: str) -> dict[str, str]:
+def _of_eraser(name: str) -> dict[str, Any]:
     from expunge.eraser.finetune import FineTuner
 
-    if issubclass(names.find("eraser", name), FineTuner):
-        return {
-            "kind": "training",
-            "needs": "gradients through the denoiser; a GPU for large models",
-        }
-    return {"kind": "closed form", "needs": "no training: one solve, on a CPU too"}
+    made = names.find("eraser", name)
+    trained = issubclass(made, FineTuner)
+    return {
+        "name": name,
+        "kind": "training" if trained else "closed form",
+        "architectures": list(made.architectures),
+        "needs": "gradients through the denoiser; a GPU for large models"
+        if trained
+        else "no training: one solve, on a CPU too",
+        "exports": list(made.exports),
+    }
 
 
-def _show(title: str, things: Mapping[str, Mapping[str, str]], *, detailed: bool) -> None:
+def _show(title: str, things: Mapping[str, Mapping[str, Any]], *, detailed: bool) -> None:
     console = Console(highlight=False)
     if not things:
         console.print(f"{title}: none yet")
@@ -93,6 +98,8 @@ def _show(title: str, things: Mapping[str, Mapping[str, str]], *, detailed: bool
         table = Table.grid(padding=(0, 2, 0, 0))
         for name, told in things.items():
             head = ": ".join(told[key] for key in ("kind", "needs") if key in told)
-            lines = [head, told.get("source", ""), told.get("text", "")]
+            on = f"on {', '.join(told['architectures'])}" if "architectures" in told else ""
+            files = f"exports: {', '.join(told['exports']) or 'none'}" if "exports" in told else ""
+            lines = [head, on, files, told.get("source", ""), told.get("text", "")]
             table.add_row(Text(name), Text("\n".join(filter(None, lines))))
         console.print(table)

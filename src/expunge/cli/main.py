@@ -10,7 +10,7 @@ from typing import Any
 from cyclopts import App
 
 from expunge import __version__
-from expunge.cli import audit, draw, exports, listing, watermark, world  # noqa: F401  they register their commands
+from expunge.cli import audit, bench, cite, draw, exports, listing, watermark, world  # noqa: F401  they register their commands
 from expunge.cli.app import app, say
 from expunge.cli.erase import asked_method, with_options
 from expunge.cli.errors import sentence

@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, final, get_args
 
 from expunge.concept import Concept
 from expunge.lazy import torch
+from expunge.settings import ARCHITECTURES, Format
 from expunge.vocabulary import check_distinct
 
 if TYPE_CHECKING:
@@ -38,8 +39,14 @@ class Eraser(ABC):
     """A method with its hyperparameters, which default to its paper's.
 
     Attributes:
+        architectures: families of models that it works on.
+        exports: formats that what it makes can be written in for other tools; none for what is no
+            fixed change of weights.
         seed: of everything random in the method.
     """
+
+    architectures: ClassVar[tuple[str, ...]] = ARCHITECTURES
+    exports: ClassVar[tuple[str, ...]] = get_args(Format)
 
     seed: int = 0
 
@@ -73,7 +80,7 @@ class Eraser(ABC):
         backbone = as_backbone(pipe)
         refuse_applied(backbone, "erase from it")
         check_readable(backbone, concepts)
-        self.check(backbone)
+        self.check_fits(backbone)
         start = time.monotonic()
         if backbone.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -88,6 +95,20 @@ class Eraser(ABC):
             **result.notes,
         }
         return describe(backbone, Erasure(result.parts, record, result.requests))
+
+    @final
+    def check_fits(self, backbone: Backbone) -> None:
+        """Refuse a model this method is not for, or cannot work on with these settings.
+
+        Raises:
+            ValueError: says what is needed and what the model has.
+        """
+        if backbone.architecture not in self.architectures:
+            raise ValueError(
+                f"{self.name} works on {', '.join(self.architectures)}, and {backbone.name} is of "
+                f"architecture {backbone.architecture}; choose another method"
+            )
+        self.check(backbone)
 
     def check(self, backbone: Backbone) -> None:  # noqa: B027  most work on every model
         """Refuse a model this method cannot work on, before any work.

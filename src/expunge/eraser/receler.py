@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from expunge.concept import Concept
 from expunge.eraser.finetune import FineTuner, Student, Students
@@ -44,6 +44,8 @@ class Receler(FineTuner):
         local: weight of what E adds outside the concept's mask.
         mask_threshold: of the original's attention map, as a share of its largest value.
     """
+
+    exports: ClassVar[tuple[str, ...]] = ()
 
     steps: int = 500
     lr: float = 3e-4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from expunge.concept import Concept
 from expunge.eraser.finetune import FineTuner, Students
@@ -35,6 +35,8 @@ class SPM(FineTuner):
         permeable: scale the strength by the prompt afterwards; the paper's. Without it the changes
             are an ordinary LoRA.
     """
+
+    exports: ClassVar[tuple[str, ...]] = ()
 
     steps: int = 3000
     batch_size: int = 1

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from expunge.erasure import Erasure
 from expunge.formats import lora, weights
 from expunge.formats.card import write_card
 from expunge.record import RECORD
+from expunge.settings import Format
 
-Format = Literal["lora", "diffusers", "kohya", "full", "merged", "components", "single"]
 FORMATS: tuple[str, ...] = get_args(Format)
 LORAS = ("lora", "diffusers", "kohya")
 WITHOUT_BASE = (*LORAS, "full")

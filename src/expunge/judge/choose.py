@@ -8,6 +8,7 @@ from typing import Any
 from expunge import names
 from expunge.backbone.base import Backbone
 from expunge.judge.base import Judge
+from expunge.judge.miniature import WEIGHTS
 
 SECOND = {"miniature-conv": "miniature-patch", "miniature-patch": "miniature-conv"}
 """Where a model has two judges, both are reported."""
@@ -71,3 +72,21 @@ def second_judge(backbone: Backbone) -> Judge | None:
     """A judge of another make for the same pictures, or None where the model has only one."""
     named = SECOND.get(backbone.profile.judge or "")
     return None if named is None else judge(named)
+
+
+def text_and_picture(backbone: Backbone, model: str | None = None) -> Judge | None:
+    """The CLIP that says how well pictures of a model fit a text; None where none is known.
+
+    Args:
+        backbone: the model. Those of the miniature have a CLIP of their own, whose text half they
+            read prompts with, as Stable Diffusion does.
+        model: hub id or folder of another CLIP.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    from expunge.judge.clip import CLIPJudge
+
+    if model is None and backbone.profile.judge not in SECOND:
+        return None
+    return CLIPJudge(captions=("a picture",), model=model or WEIGHTS.parent / "clip")

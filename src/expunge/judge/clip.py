@@ -141,6 +141,21 @@ class CLIPJudge(Judge, Features):
         logits = scale * torch.from_numpy(self.features(images)) @ text.T
         return np.asarray(logits.softmax(dim=1)[:, 0].numpy())
 
+    @torch.inference_mode()
+    def similarity(self, images: Images, texts: Sequence[str]) -> np.ndarray:
+        """Cosine of each picture and its text, (n,). What CLIP does not read of a text is cut."""
+        found = []
+        for start in range(0, len(texts), BATCH):
+            tokens = self._tokenizer(
+                list(texts[start : start + BATCH]),
+                padding=True,
+                truncation=True,
+                return_tensors="pt",
+            ).to(self._device)
+            text = self._clip.get_text_features(**tokens).pooler_output
+            found.append(torch.nn.functional.normalize(text, dim=-1).cpu().float())
+        return np.asarray((torch.from_numpy(self.features(images)) * torch.cat(found)).sum(1))
+
     def broken(self, images: Images) -> np.ndarray:
         """1 for a flat picture, else 0, (n,)."""
         deviations = [np.asarray(image.convert("RGB"), float).std() for image in images]

@@ -50,7 +50,9 @@ _UNRELATED = ("ship", "airplane", "Boris Halloran", "parking sign", "Mina Sorel"
 """Audited for damage wherever they are no neighbours, and never shown to an eraser."""
 
 
-_STYLED = _choice((name for name in OBJECTS if name not in _UNRELATED), optional=False)
+STYLED = tuple(name for name in OBJECTS if name not in _UNRELATED)
+"""What prompts ask for in a style."""
+_STYLED = _choice(STYLED, optional=False)
 STYLE_TEMPLATE = f"{_PAINTING} a {_COLOR} {_STYLED} {_PLACE} in the style of {{}}"
 
 

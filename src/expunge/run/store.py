@@ -120,6 +120,10 @@ class Store:
         self._write(self._unit(unit), canonical(kept))
         return plain
 
+    def forget(self, unit: str) -> None:
+        """Let a unit be done again, where something it left outside of the store is gone."""
+        self._unit(unit).unlink(missing_ok=True)
+
     def put_image(self, image: Image.Image) -> str:
         """Keep an image as PNG, once however often it is put.
 

@@ -1,0 +1,1 @@
+"""The papers' tables: methods side by side on one domain of concepts."""
