@@ -17,6 +17,7 @@ import expunge
 from expunge import names
 from expunge.backbone.base import Backbone
 from expunge.cli import errors, run
+from expunge.settings import ARCHITECTURES
 
 BUSY = 3
 """Times are told of a free machine; this one may be busy."""
@@ -71,7 +72,7 @@ def test_what_needs_no_model_takes_a_second_and_no_torch(tokens: tuple[str, ...]
 
 
 VERBS = [
-    *("erase", "draw", "audit", "report", "export", "verify", "list", "demo"),
+    *("erase", "draw", "audit", "bench", "report", "export", "verify", "list", "cite", "demo"),
     *("miniature train", "miniature show", "miniature check"),
     *("watermark bench", "watermark erased", "watermark train"),
 ]
@@ -155,6 +156,23 @@ EARLY: list[tuple[list[str], str]] = [
     (["export", "nowhere", "--rank", "0"], "rank must be at least 1"),
     (["list", "--model", "foo"], "no model at 'foo'"),
     (["list", "eraser"], "erasers"),
+    (["bench", "object"], "did you mean 'objects'"),
+    (["bench", "objects", "--methods", "ucee"], "did you mean 'uce'"),
+    (["bench", "objects", "--methods", ""], "methods must name at least one"),
+    (["bench", "objects", "--methods", "uce", "uce"], "is named twice"),
+    (["bench", "objects", "--methods", "uce:ridge=0"], "ridge must be positive"),
+    (["bench", "objects", "--concepts", "Mina Sorel"], "is of kind 'style' here, got 'object'"),
+    (["bench", "styles", "--concepts", "cat"], "is of kind 'object' here, got 'style'"),
+    (["bench", "objects", "--concepts", "cta"], "did you mean 'cat'"),
+    (["bench", "objects", "--concepts", "cat", "cat"], "twice"),
+    (["bench", "explicit", "--concepts", "a child"], "must not name minors"),
+    (["bench", "objects", "--prompts", "0"], "prompts must be at least 1"),
+    (["bench", "objects", "--prompts", "1.5"], "whole number"),
+    (["bench", "objects", "--steps", "0"], "steps must be at least 1"),
+    (["bench", "objects", "--judge", "clap"], "did you mean 'clip'"),
+    (["bench", "objects", "--out", ""], "must name a file or a folder"),
+    (["bench", "objects", "--model", "minature-sd"], "did you mean 'miniature-sd'"),
+    (["cite", "nowhere"], "nothing to cite in nowhere"),
     (["watermark", "bench", "--schemes", "learnt"], "did you mean 'learned'"),
     (["watermark", "bench", "--edits", ""], "edits must name at least one"),
     (["watermark", "bench", "--edits", "none", "jpg:20"], "did you mean 'jpeg'"),
@@ -302,6 +320,12 @@ def test_list_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None
         assert set(found[f"{kind}s"]) == set(names.TABLES[kind])
     assert found["erasers"]["uce"]["kind"] == "closed form"
     assert "Gandikota" in found["erasers"]["uce"]["source"]
+    for name, told in found["erasers"].items():
+        assert {"name", "kind", "architectures", "needs", "exports", "source"} <= set(told)
+        assert told["name"] == name and set(told["architectures"]) <= set(ARCHITECTURES)
+    assert found["erasers"]["uce"]["architectures"] == list(ARCHITECTURES)
+    assert {"lora", "kohya", "merged"} < set(found["erasers"]["uce"]["exports"])
+    assert found["erasers"]["receler"]["exports"] == []
     assert found["concepts"]["cat"]["kind"] == "object"
     assert run(["list", "erasers", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"erasers"}

@@ -41,12 +41,13 @@ def test_the_demo_ends_with_a_report(folder: Path) -> None:
 
 def test_every_command_of_the_table_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = re.findall(r"^\| \w+ \| `(expunge [^`]+)` \|", README, re.MULTILINE)
-    assert len(commands) == 7
+    assert len(commands) == 9
     monkeypatch.chdir(folder)
     small = {
         "erase": ["--method", "uce", "--out", "runs/other"],
         "audit": ["--prompts", "6", "--neighbours", "3", "--unrelated", "2"],
         "draw": ["--seeds", "2"],
+        "bench": ["--methods", "uce", "--concepts", "cat", "--prompts", "1", "--steps", "2"],
         "watermark": ["--count", "4", "--unmarked", "20", "--edits", "none", "vae"],
     }
     for command in commands:

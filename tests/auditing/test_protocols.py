@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +196,15 @@ def test_references_show_what_they_are_asked_for(backbone: Backbone) -> None:
 # --- the command
 
 SMALL = ["--concepts", "Mina", "Ivo Brandt", "--prompts", "2", "--steps", "3"]
-SAMPLING = Sampling(num_inference_steps=3, guidance_scale=4.0, height=64, width=64, batch_size=8)
 
 
 def _bench(folder: Path, *methods: str, small: Sequence[str] = SMALL) -> list[str]:
     return ["bench", "styles", "--methods", *methods, *small, "--out", str(folder)]
+
+
+def _quick(backbone: Backbone) -> Sampling:
+    """What `--steps 3` says."""
+    return replace(backbone.profile.sampling, num_inference_steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +313,7 @@ def test_a_method_more_does_only_that_one_and_a_failure_is_told_at_the_end(
         [broken, fine],
         ["Mina"],
         prompts=2,
-        sampling=SAMPLING,
+        sampling=_quick(backbone),
         folder=finished,
     )
     with pytest.raises(JobsError, match=f"Mina Sorel erased by {broken}"):
@@ -322,7 +327,7 @@ def test_distances_are_measured_where_there_are_pictures_enough(
 ) -> None:
     monkeypatch.setattr(plans, "FRECHET_IMAGES", 8)
     laid = lay_out(
-        backbone, "styles", ["uce"], ["Mina"], prompts=2, sampling=SAMPLING, folder=finished
+        backbone, "styles", ["uce"], ["Mina"], prompts=2, sampling=_quick(backbone), folder=finished
     )
     data = run_plan(laid, "styles", 2, finished, None, "").data
     assert not drawn
@@ -344,7 +349,7 @@ def test_an_erasure_that_is_gone_is_made_again(
 ) -> None:
     """Its unit is in the shared store, its folder is not."""
     laid = lay_out(
-        backbone, "styles", ["uce"], ["Mina"], prompts=2, sampling=SAMPLING, folder=tmp_path
+        backbone, "styles", ["uce"], ["Mina"], prompts=2, sampling=_quick(backbone), folder=tmp_path
     )
     run_plan(laid, "styles", 2, tmp_path, finished, "")
     assert all(erase.done for erase in laid.erasing)

@@ -36,6 +36,7 @@ from expunge.hooks import original
 from expunge.prompts import split_of
 from expunge.request import Request
 from expunge.run.fit import DivergedError
+from expunge.settings import ARCHITECTURES
 from expunge.text_rows import concept_rows
 from expunge.verification import verify
 
@@ -84,6 +85,7 @@ def test_every_eraser_works_from_end_to_end(
         [adapter] = applied_to(backbone.denoiser).values()
         assert set(adapter.strengths.values()) == {1.0}
     weights = all(c.weight_change for cs in again.by_place().values() for c in cs)
+    assert bool(eraser.exports) == (weights and not again.gated), "as `expunge list` says"
     if weights and not again.gated:
         form = "lora" if low_rank(again) else "components"
         to = tmp_path / ("run" if form == "lora" else form)
@@ -178,6 +180,11 @@ def test_every_method_works_on_every_architecture(
     eraser = ERASERS[name]
     if isinstance(eraser, FineTuner):  # small pictures
         eraser = dataclasses.replace(eraser, resolution=64, steps=2, trajectories=2)  # type: ignore[call-arg]
+    assert backbone.architecture in ARCHITECTURES
+    if backbone.architecture not in eraser.architectures:
+        with pytest.raises(ValueError, match="works on"):
+            eraser.erase(backbone, [SMALL])
+        return
     before = backbone.content_hash()
     if name in FLUX_ALONE and kind in ("sd", "sd2", "sdxl"):
         backbone.predict = None  # type: ignore[assignment,method-assign]  # before any work
