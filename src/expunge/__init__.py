@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from expunge.auditing import Log as Log
     from expunge.auditing import audit as audit
     from expunge.auditing.cases import Sizes as Sizes
+    from expunge.auditing.protocols.run import bench as bench
     from expunge.backbone.load import load as load
     from expunge.backbone.profile import Sampling as Sampling
     from expunge.concept import Concept as Concept
@@ -41,6 +42,7 @@ _HOMES = {
     "Sampling": "expunge.backbone.profile",
     "Sizes": "expunge.auditing.cases",
     "audit": "expunge.auditing",
+    "bench": "expunge.auditing.protocols.run",
     "erase": "expunge.api",
     "export": "expunge.formats",
     "load": "expunge.backbone.load",

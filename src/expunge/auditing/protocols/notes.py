@@ -12,6 +12,7 @@ from expunge.auditing.log import Flag
 from expunge.auditing.protocols.figures import CAN_DRAW, Pair
 from expunge.auditing.protocols.plan import Plan
 from expunge.auditing.protocols.rows import Benched
+from expunge.judge.base import Features
 from expunge.measure.paired import Paired
 from expunge.measure.rates import Rate
 
@@ -109,19 +110,19 @@ def _without_implied(laid: Plan, pairs: Sequence[Pair]) -> Iterator[Flag]:
 
 def _without_frechet(laid: Plan) -> Iterator[Flag]:
     """Why there is no distance, or none of some concepts; the means take all or nothing."""
-    unknown = [name for name in laid.asked if not laid.has_references(name)]
-    if unknown:
-        text = (
-            "Fréchet distances (fid, and h_fade with them): real pictures of what is asked for are "
-            "known of the miniature world alone."
-        )
+    what = "Fréchet distances (fid, and h_fade with them)"
+    if not isinstance(laid.judge, Features):
+        text = f"{what}: the judge {laid.judge.name} has no features to measure them on."
+        yield Flag("no-features", text, None, "unmeasured")
+    elif not all(map(laid.has_references, laid.asked)):
+        text = f"{what}: real pictures of what is asked for are known of the miniature world alone."
         yield Flag("no-references", text, None, "unmeasured")
     elif short := [name for name in laid.asked if not laid.referenced(name)]:
         asked = laid.others(short[0])
         n = sum(len(each.prompts) for each in asked)
         text = (
-            f"Fréchet distances (fid, and h_fade with them): they take {FRECHET_IMAGES:,} pictures "
-            f"of other things, and with {short[0]} erased there are {n:,}; "
+            f"{what}: they take {FRECHET_IMAGES:,} pictures of other things, and with "
+            f"{short[0]} erased there are {n:,}; "
             f"{math.ceil(FRECHET_IMAGES / len(asked))} prompts are enough."
         )
         yield Flag("no-frechet", text, None, "unmeasured")

@@ -161,9 +161,10 @@ class Plan:
 
 def without(prompt: Prompt, concept: Concept) -> str:
     """A prompt's text without the concept's name."""
-    text = prompt.text
+    text, rest = prompt.text, len(prompt.text)
     for start, end in reversed(occurrences(text, concept.name)):
-        text = f"{text[:start]} {text[end:]}"
+        if end <= rest:  # a name within a longer form of it goes with that
+            text, rest = f"{text[:start]} {text[end:]}", start
     return " ".join(text.split())
 
 
