@@ -40,8 +40,8 @@ class Eraser(ABC):
 
     Attributes:
         architectures: families of models that it works on.
-        exports: formats that what it makes can be written in for other tools; none for what is no
-            fixed change of weights.
+        exports: formats that what it makes can be written in for other tools, as a LoRA at a stated
+            rank where whole weights change; none for what is no fixed change of weights.
         seed: of everything random in the method.
     """
 
@@ -103,12 +103,12 @@ class Eraser(ABC):
         Raises:
             ValueError: says what is needed and what the model has.
         """
+        self.check(backbone)  # first, since a method's own sentence says more
         if backbone.architecture not in self.architectures:
             raise ValueError(
                 f"{self.name} works on {', '.join(self.architectures)}, and {backbone.name} is of "
                 f"architecture {backbone.architecture}; choose another method"
             )
-        self.check(backbone)
 
     def check(self, backbone: Backbone) -> None:  # noqa: B027  most work on every model
         """Refuse a model this method cannot work on, before any work.

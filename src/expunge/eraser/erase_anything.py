@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from expunge.concept import Concept
 from expunge.concept_checks import several
@@ -78,6 +78,8 @@ class EraseAnything(FineTuner):
         shuffle: probability that a prompt's words change places; the name stays whole.
         swap: probability that a prompt has a synonym for the name, where there is one.
     """
+
+    architectures: ClassVar[tuple[str, ...]] = ("sd3", "flux")
 
     steps: int = 300
     lr: float = 1e-3
