@@ -121,5 +121,5 @@ def test_a_comma_ends_a_name_but_not_its_settings() -> None:
 
 
 def test_a_kind_without_things_says_so() -> None:
-    with pytest.raises(ValueError, match="no protocol 'standard': there is none yet"):
-        names.find("protocol", "standard")
+    error = names.unknown("protocol", "standard", {})
+    assert str(error) == "no protocol 'standard': there is none yet"

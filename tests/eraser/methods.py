@@ -32,7 +32,6 @@ ERASERS: dict[str, Eraser] = {
     "ant, low rank": ANT(**WALKS, form="low-rank", attention="cross"),
     "trace": TRACE(**WALKS, prompts=4, preserved=6, synonyms=True),
     "trace, phase 1": TRACE(tune=False, prompts=4, preserved=6),
-    "trace, phase 1, bare": TRACE(tune=False, ridge=0.0, preserved=0, prompts=1, tokens="concept"),
     "trace, phase 1, collapse": TRACE(tune=False, variant="collapse", prompts=2, preserved=6),
     "trace, phase 2": TRACE(**WALKS, refine=False),
     "trace, phase 2, reversed": TRACE(**WALKS, refine=False, target="reversed", from_level=0.6),
