@@ -212,6 +212,7 @@ def test_exports_of_a_model_with_a_profile_are_verified(dtype: torch.dtype, tmp_
 
 
 @pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("row", ONE_A_METHOD)
 def test_the_same_seed_makes_the_same_erasure(row: str, pipe: Any, cat: Concept) -> None:
     own, _ = home(row, pipe)
     first, second = (ERASERS[row].erase(own, [cat]) for _ in range(2))
