@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -41,9 +41,10 @@ def kept_texts(requests: Iterable[Request], concepts: Sequence[Concept]) -> dict
     A text counts as often as concepts ask to keep it, and all of them together as much as one
     concept's own would: so what stays pulls no harder when more goes.
     """
-    requests, asked = list(requests), Counter[str]()
+    requests, asked = list(requests), defaultdict[str, float](float)
     for request in requests:
-        asked.update(dict.fromkeys(request.kept, request.preserve_weight))
+        for text in dict.fromkeys(request.kept):
+            asked[text] += request.preserve_weight
     kept = {t: n for t, n in asked.items() if not any(each.mentions(t) for each in concepts)}
     usual = fmean(len(request.kept) * request.preserve_weight for request in requests)
     total = sum(kept.values())

@@ -66,11 +66,11 @@ class Layers(Facts):
             if parts is not None:
                 raise ValueError(f"parts must be None with branch {branch!r}, got {parts}")
             inside = self._in_transformer(layers) if branch == "transformer" else lambda _: True
-            if branch == "not-cross":
-                cross = {name for name, own, _ in self._projections(layers) if own == "cross"}
-                inside = lambda name: name not in cross  # noqa: E731
             kinds = nn.Linear | nn.Conv2d
             found = {n: m for n, m in layers.items() if isinstance(m, kinds) and inside(n)}
+            if branch == "not-cross":
+                cross = {name for name, own, _ in self._projections(layers) if own == "cross"}
+                found = {name: layer for name, layer in found.items() if name not in cross}
         else:
             wanted = set(parts) if parts is not None else {"q", "k", "v", "out"}
             found = {
