@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -299,12 +298,26 @@ def test_a_prompt_that_names_another_that_goes_is_no_lesson(backbone: Backbone) 
     assert agreeing(both, [black, concepts[0]])["black cat"] == both["black cat"]
 
 
+def test_a_joint_solve_learns_from_lessons_that_agree(backbone: Backbone) -> None:
+    from expunge.text_edit import agreeing, solve
+
+    concepts = [backbone.profile.vocabulary.resolve(name) for name in ("cat", "Ivo Brandt")]
+    joint = UCE(prompts=20, to_anchor=True).erase(backbone, concepts)
+    agreed = agreeing(joint.requests, concepts)
+    assert agreed != joint.requests
+    for name, changes in solve(backbone, agreed, concepts).items():
+        [part] = [part for part in joint.parts if part.concept.name == name]
+        for place, change in changes.items():
+            assert torch.allclose(change.delta, part.closed[place].delta, atol=1e-6)
+
+
 def test_names_and_padding_count_as_much_as_they_are_told_to(backbone: Backbone) -> None:
     """Padding on both sides of the solve: of what goes and of what stays."""
     from expunge.text_rows import kept_states
 
-    whole = UCE(prompts=2, tokens="suffix", to_anchor=True).request(Concept("cat", anchor="ball"))
-    light = dataclasses.replace(whole, padding_weight=0.25, name_weight=4.0)
+    told, cat = {"prompts": 2, "tokens": "suffix", "to_anchor": True}, Concept("cat", anchor="ball")
+    whole = UCE(**told).request(cat)  # type: ignore[arg-type]
+    light = UCE(**told, padding_weight=0.25, name_weight=4.0).request(cat)  # type: ignore[arg-type]
     rows = concept_rows(backbone, {"whole": whole, "light": light})
     [run] = backbone.tokens([text for text, _ in whole.pairs])
     behind = sum(len(ids) - 1 - ids.tolist().index(run.end) for ids in run.ids)
